@@ -11,7 +11,7 @@ setup(
     license="MIT",
     packages=find_packages(include=["sepc_tf", "sepc_tf.*"]),
     package_data={"sepc_tf": ["ops/native/*.cc", "ops/native/*.h"]},
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11,<3.14",
     install_requires=[
         "tensorflow>=2.15,<2.22",
         "keras-cv==0.9.0",
@@ -20,7 +20,8 @@ setup(
         "tensorboard",
         "pycocotools",
         "numpy",
-        "omegaconf>=2.3",
+        "omegaconf>=2.4",
+        "pyyaml",
         "pillow",
         "matplotlib",
         "rich",

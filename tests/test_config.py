@@ -1,0 +1,77 @@
+"""Configs: inheritance, overrides, and one clear error for everything that is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from sepc_tf.config import ConfigError, config_to_yaml, differences, load_config
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_overrides_what_it_inherits_and_overrides_win(tmp_path):
+    write(tmp_path / "_base_/a.yaml", "train: {epochs: 3, batch_size: 4, seed: 5}")
+    write(tmp_path / "_base_/b.yaml", "_base_: a.yaml\ntrain: {epochs: 6}")
+    path = write(tmp_path / "c.yaml", "_base_: [_base_/b.yaml]\ntrain: {batch_size: 8}")
+    config = load_config(path, ["train.seed=7", "data.short_side=[100, 200]"])
+    assert (config.train.epochs, config.train.batch_size, config.train.seed) == (6, 8, 7)
+    assert config.data.short_side == [100, 200]
+
+
+def test_a_resolved_config_reads_back_equal(tmp_path):
+    config = load_config(
+        write(tmp_path / "a.yaml", "train: {optimizer: {options: {nesterov: true}}}")
+    )
+    assert load_config(write(tmp_path / "b.yaml", config_to_yaml(config))) == config
+
+
+def test_differences_name_the_key_and_both_values(tmp_path):
+    path = write(tmp_path / "a.yaml", "")
+    changed = load_config(path, ["detector.head.variant=sepc"])
+    assert differences(load_config(path), changed) == [
+        "detector.head.variant: 'sepc_lite' -> 'sepc'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epocs=3", "did you mean train.epochs"),
+        ("train.epochs=abc", "train.epochs: .*'abc'.*expected int"),
+        ("train=3", "train: expected a section"),
+        ("train.epochs=0", "train.epochs: 0 is below"),
+        ("train.epochs", "expected key=value"),
+        ("detector.head.variant=sep", "'sep' is none of: baseline, dcn, pconv"),
+        ("data.short_side=[a]", r"data.short_side\[0\]: .*expected list\[int\]"),
+        ("data.short_side_mode=range", "exactly two"),
+        ("data.mean=[1.0]", "data.mean: expected three numbers"),
+        ("train.cpu_replicas=99", "cannot be split"),
+        ("train.seed=[", "no YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_error(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "a.yaml", ""), [override])
+
+
+def test_unusable_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"typo.yaml does not exist; did you mean typos.yaml"):
+        write(tmp_path / "typos.yaml", "")
+        load_config(tmp_path / "typo.yaml")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(write(tmp_path / "bad.yaml", "a: [1"))
+    with pytest.raises(ConfigError, match="expected `key: value`"):
+        load_config(write(tmp_path / "list.yaml", "[1, 2]"))
+    with pytest.raises(ConfigError, match="inherits from itself"):
+        load_config(write(tmp_path / "loop.yaml", "_base_: loop.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_published_config_loads(path):
+    load_config(path)
