@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="sepc-tf",
     version="0.1.0",
-    description="Scale-Equalizing Pyramid Convolution (CVPR 2020) object detectors for Keras/TensorFlow 2",
+    description="Scale-Equalizing Pyramid Convolution (CVPR 2020) detectors for TensorFlow 2",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

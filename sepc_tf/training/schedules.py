@@ -1,0 +1,95 @@
+"""Learning-rate schedules as functions of the step: linear warm-up, then steps or cosine."""
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up followed by step decay, cosine decay, or a constant rate.
+
+    With peak rate `r`, warm-up of `W` steps from the ratio `q`, and step `t`:
+
+        t < W:   r(t) * (1 - (1 - t / W) (1 - q))
+        t >= W:  r(t)
+        steps:   r(t) = r * decay ** (number of boundaries <= t)
+        cosine:  r(t) = r * (1 + cos(pi t / total_steps)) / 2
+
+    The warm-up is the one of mmdetection's configs, which the paper's authors train with
+    (500 steps, q = 1/3).
+
+    Args:
+        peak: learning rate after the warm-up.
+        warmup_steps: `W`; 0 for none.
+        warmup_ratio: `q`.
+        boundaries: steps at which the rate is multiplied by `decay`.
+        decay: factor at each boundary.
+        cosine_steps: total steps of a cosine to zero; None for step decay.
+
+    Example:
+        >>> schedule = WarmupSchedule(0.01, warmup_steps=500, boundaries=[8000, 11000])
+        >>> float(schedule(500))
+        0.01
+    """
+
+    def __init__(
+        self,
+        peak,
+        warmup_steps=0,
+        warmup_ratio=1 / 3,
+        boundaries=(),
+        decay=0.1,
+        cosine_steps=None,
+    ):
+        self.peak = peak
+        self.warmup_steps = warmup_steps
+        self.warmup_ratio = warmup_ratio
+        self.boundaries = list(boundaries)
+        self.decay = decay
+        self.cosine_steps = cosine_steps
+
+    def __call__(self, step):
+        step = tf.cast(step, tf.float32)
+        rate = tf.constant(self.peak, tf.float32)
+        if self.cosine_steps is not None:
+            progress = tf.minimum(step / float(self.cosine_steps), 1.0)
+            rate *= 0.5 * (1.0 + tf.cos(progress * 3.14159265358979))
+        for boundary in self.boundaries:
+            rate *= tf.where(step >= float(boundary), self.decay, 1.0)
+        if self.warmup_steps:
+            remaining = tf.maximum(1.0 - step / float(self.warmup_steps), 0.0)
+            rate *= 1.0 - remaining * (1.0 - self.warmup_ratio)
+        return rate
+
+    def get_config(self):
+        return {
+            "peak": self.peak,
+            "warmup_steps": self.warmup_steps,
+            "warmup_ratio": self.warmup_ratio,
+            "boundaries": self.boundaries,
+            "decay": self.decay,
+            "cosine_steps": self.cosine_steps,
+        }
+
+
+def make_schedule(train, steps_per_epoch):
+    """Builds the schedule of a `TrainConfig`; the rate scales linearly with the batch size.
+
+    Args:
+        train: a `sepc_tf.config.TrainConfig`.
+        steps_per_epoch: optimizer steps of one epoch.
+
+    Returns:
+        A `WarmupSchedule`.
+    """
+    optimizer, schedule = train.optimizer, train.schedule
+    return WarmupSchedule(
+        peak=optimizer.learning_rate * train.batch_size / optimizer.reference_batch_size,
+        warmup_steps=schedule.warmup_steps,
+        warmup_ratio=schedule.warmup_ratio,
+        boundaries=[epoch * steps_per_epoch for epoch in schedule.milestones]
+        if schedule.type == "steps"
+        else [],
+        decay=schedule.decay,
+        cosine_steps=train.epochs * steps_per_epoch if schedule.type == "cosine" else None,
+    )
