@@ -1,0 +1,457 @@
+"""Deformable convolution (DCNv1 and v2) with hand-derived gradients, for every TensorFlow device.
+
+Letters used for shapes: batch `N`, input map `H x W` with `C` channels, output map `Ho x Wo` with
+`D` channels, kernel `kh x kw` with `K = kh * kw` taps, `G` offset groups, and `Q = N * Ho * Wo * G`
+samples per tap, each of `C / G` channels.
+
+Two forms compute the same thing. The portable one (`"xla"`) is made of TensorFlow operations: one
+gather of the four neighbours and one accumulating matrix product per tap, so that the `K * C`
+columns never exist at once. It runs in graph mode and compiles under XLA. The native one is a C++
+kernel for the CPU (`sepc_tf/ops/native`).
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+IMPLEMENTATIONS = ("auto", "xla", "native")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Geometry:
+    """The static settings of one deformable convolution; `paddings` is None for TF's SAME."""
+
+    kernel_size: tuple
+    strides: tuple
+    paddings: tuple | None
+    dilations: tuple
+    groups: int
+    offset_groups: int
+
+    @property
+    def taps(self):
+        return self.kernel_size[0] * self.kernel_size[1]
+
+    def axis(self, axis, size):
+        """Returns (output size, padding before) along axis 0 (height) or 1 (width).
+
+        `size` is an int or an int32 scalar tensor.
+        """
+        extent = (self.kernel_size[axis] - 1) * self.dilations[axis] + 1
+        stride = self.strides[axis]
+        if self.paddings is None:
+            out = (size + stride - 1) // stride
+            total = (out - 1) * stride + extent - size
+            total = max(total, 0) if isinstance(total, int) else tf.maximum(total, 0)
+            return out, total // 2
+        before, after = self.paddings[axis]
+        return (size + before + after - extent) // stride + 1, before
+
+
+def deform_conv2d(
+    x,
+    offset,
+    kernel,
+    *,
+    mask=None,
+    strides=1,
+    padding="same",
+    dilations=1,
+    groups=1,
+    offset_groups=1,
+    implementation="auto",
+):
+    """Convolution whose taps are displaced by a field of offsets.
+
+    For output pixel `p`, tap `k` at grid position `g_k` and its offset `o_k(p) = (dy, dx)`:
+
+        y[p] = sum_k mask_k(p) * W_k^T x(p * stride - padding + g_k * dilation + o_k(p))
+
+    where `x(.)` is bilinear: a sample at `y <= -1`, `y >= H`, `x <= -1` or `x >= W` is 0, and a
+    single neighbour outside the map counts as 0. At an integer position the derivative is the one
+    to the right, `value(floor + 1) - value(floor)`. Samples at NaN or infinite positions are 0 and
+    have no gradient.
+
+    Sums are accumulated in float32 for half-precision inputs. Differentiable, also twice.
+
+    Args:
+        x: `[N, H, W, C]` features; float16, bfloat16, float32 or float64. `N`, `H` and `W` may be
+            unknown while tracing.
+        offset: `[N, Ho, Wo, 2 * offset_groups * kh * kw]` displacements in pixels of `x`. Channel
+            `2 * (g * kh * kw + i * kw + j)` is dy of tap `(i, j)` for offset group `g`, the next
+            one is dx. Any floating type (positions are computed in float32, or in float64 when `x`
+            is).
+        kernel: `[kh, kw, C / groups, D]`.
+        mask: None (DCNv1) or `[N, Ho, Wo, offset_groups * kh * kw]` factors of the samples (DCNv2),
+            channel `g * kh * kw + i * kw + j`; used as given, without a sigmoid.
+        strides: int or (vertical, horizontal).
+        padding: "same" (as `tf.nn.conv2d`), "valid", an int (the same on every side, as PyTorch)
+            or ((top, bottom), (left, right)).
+        dilations: int or (vertical, horizontal).
+        groups: output group `g` sees the input channels `[g C/groups, (g+1) C/groups)`.
+        offset_groups: offset group `g` moves the input channels `[g C/G, (g+1) C/G)`.
+        implementation: "auto", "xla" or "native"; see `deform_conv2d_implementation`.
+
+    Returns:
+        `[N, Ho, Wo, D]`, of the type of `x`. No bias is added.
+
+    Raises:
+        ValueError: a shape, rank or setting does not fit; the message names the argument, what was
+            expected and what came.
+        TypeError: `x` is not floating.
+        tf.errors.InvalidArgumentError: sizes unknown while tracing turn out not to fit.
+
+    Example:
+        >>> x = tf.random.normal([1, 50, 84, 256])
+        >>> kernel = tf.random.normal([3, 3, 256, 256])
+        >>> deform_conv2d(x, tf.zeros([1, 50, 84, 18]), kernel).shape
+        TensorShape([1, 50, 84, 256])
+
+    Source: Dai et al., Deformable Convolutional Networks (arXiv 1703.06211, section 2.1); Zhu et
+    al., Deformable ConvNets v2 (arXiv 1811.11168, section 3.2).
+    """
+    x, offset, kernel, mask, geometry = _checked(
+        x, offset, kernel, mask, strides, padding, dilations, groups, offset_groups
+    )
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
+        )
+    compute_type = tf.float64 if x.dtype == tf.float64 else tf.float32
+    arguments = [
+        tf.cast(value, compute_type) for value in (x, offset, kernel, mask) if value is not None
+    ]
+    return tf.cast(_portable(arguments, geometry), x.dtype)
+
+
+def _portable(arguments, geometry):
+    """The form made of TensorFlow operations, with its hand-derived gradient."""
+
+    @tf.custom_gradient
+    def run(*arguments):
+        def gradient(upstream):
+            return _portable_backward(arguments, upstream, geometry)
+
+        return _portable_forward(arguments, geometry), gradient
+
+    return run(*arguments)
+
+
+def _portable_forward(arguments, geometry):
+    x, offset, kernel, *mask = arguments
+    sizes = _sizes(x, geometry)
+    rows, weights, _ = _neighbours(offset, sizes, geometry)
+    if mask:
+        weights *= _samples_first(mask[0], geometry)[:, tf.newaxis]
+    table = tf.reshape(x, [-1, sizes.channels // geometry.offset_groups])
+    kernels = tf.unstack(_tap_kernels(kernel, geometry))
+    total = None
+    for tap, (tap_rows, tap_weights) in enumerate(zip(tf.unstack(rows), tf.unstack(weights))):
+        values = tf.gather(table, tap_rows)
+        column = tf.reduce_sum(values * tap_weights[..., tf.newaxis], axis=0)
+        column = tf.reshape(column, [-1, sizes.channels])
+        product = _group_product(column, kernels[tap], geometry.groups)
+        total = product if total is None else total + product
+    out_channels = kernel.shape[-1]
+    y = tf.reshape(total, [sizes.batch, sizes.out_height, sizes.out_width, out_channels])
+    return tf.ensure_shape(y, _static_output_shape(x.shape, out_channels, geometry))
+
+
+def _portable_backward(arguments, upstream, geometry):
+    """Gradients by x, offset, kernel (and mask), sampling again instead of keeping columns."""
+    x, offset, kernel, *mask = arguments
+    sizes = _sizes(x, geometry)
+    rows, weights, (slopes_y, slopes_x) = _neighbours(offset, sizes, geometry)
+    unmasked = weights
+    if mask:
+        factors = _samples_first(mask[0], geometry)[:, tf.newaxis]
+        weights, slopes_y, slopes_x = weights * factors, slopes_y * factors, slopes_x * factors
+    group_channels = sizes.channels // geometry.offset_groups
+    table = tf.reshape(x, [-1, group_channels])
+    upstream = tf.reshape(upstream, [-1, kernel.shape[-1]])
+    kernels = tf.unstack(_tap_kernels(kernel, geometry))
+    table_gradient = tf.zeros_like(table)
+    kernel_gradients, dots = [], []
+    for tap, (tap_rows, tap_weights) in enumerate(zip(tf.unstack(rows), tf.unstack(weights))):
+        values = tf.gather(table, tap_rows)
+        column = tf.reduce_sum(values * tap_weights[..., tf.newaxis], axis=0)
+        column = tf.reshape(column, [-1, sizes.channels])
+        kernel_gradients.append(_group_outer_product(column, upstream, geometry.groups))
+        column_gradient = _group_product_transposed(upstream, kernels[tap], geometry.groups)
+        column_gradient = tf.reshape(column_gradient, [-1, group_channels])
+        dots.append(tf.reduce_sum(values * column_gradient, axis=-1))
+        # One scatter per corner: a single one over all corners is many times slower on TF 2.15.
+        for corner in range(4):
+            table_gradient = tf.tensor_scatter_nd_add(
+                table_gradient,
+                tap_rows[corner][:, tf.newaxis],
+                column_gradient * tap_weights[corner][:, tf.newaxis],
+            )
+    dots = tf.stack(dots)
+    offset_gradient = tf.stack(
+        [tf.reduce_sum(dots * slopes_y, axis=1), tf.reduce_sum(dots * slopes_x, axis=1)], axis=-1
+    )
+    gradients = [
+        tf.reshape(table_gradient, tf.shape(x)),
+        tf.reshape(_samples_last(offset_gradient, geometry), tf.shape(offset)),
+        tf.reshape(tf.stack(kernel_gradients), kernel.shape),
+    ]
+    if mask:
+        mask_gradient = _samples_last(tf.reduce_sum(dots * unmasked, axis=1), geometry)
+        gradients.append(tf.reshape(mask_gradient, tf.shape(mask[0])))
+    return [tf.ensure_shape(g, a.shape) for g, a in zip(gradients, arguments)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Sizes of one call: ints where known while tracing, int32 scalars elsewhere."""
+
+    batch: object
+    height: object
+    width: object
+    channels: int
+    out_height: object
+    out_width: object
+    padding_top: object
+    padding_left: object
+
+
+def _sizes(x, geometry):
+    dynamic = tf.shape(x)
+    batch, height, width = (
+        dynamic[axis] if x.shape[axis] is None else x.shape[axis] for axis in range(3)
+    )
+    out_height, top = geometry.axis(0, height)
+    out_width, left = geometry.axis(1, width)
+    return _Sizes(batch, height, width, x.shape[3], out_height, out_width, top, left)
+
+
+def _samples_first(values, geometry):
+    """`[N, Ho, Wo, G * K, ...]` -> `[K, Q, ...]`."""
+    shape = [-1, geometry.offset_groups, geometry.taps, *values.shape[4:]]
+    values = tf.reshape(values, shape)
+    values = tf.transpose(values, [2, 0, 1, *range(3, len(shape))])
+    return tf.reshape(values, [geometry.taps, -1, *shape[3:]])
+
+
+def _samples_last(values, geometry):
+    """`[K, Q, ...]` -> `[N * Ho * Wo, G, K, ...]`, the inverse of `_samples_first`."""
+    shape = [geometry.taps, -1, geometry.offset_groups, *values.shape[2:]]
+    values = tf.reshape(values, shape)
+    return tf.transpose(values, [1, 2, 0, *range(3, len(shape))])
+
+
+def _neighbours(offset, sizes, geometry):
+    """The four neighbours of every sample.
+
+    Returns:
+        rows: `[K, 4, Q]` int32, rows of x read as a table `[N * H * W * G, C / G]`.
+        weights: `[K, 4, Q]`, bilinear weights, 0 for a neighbour or a sample outside.
+        slopes: two of `[K, 4, Q]`, derivatives of the weights by dy and by dx.
+    """
+    dtype = offset.dtype
+    groups = geometry.offset_groups
+    kernel_h, kernel_w = geometry.kernel_size
+    # [N, Ho, Wo, G * K, 2] + the undisplaced grid [Ho, Wo, K]
+    grid_y = (tf.range(sizes.out_height) * geometry.strides[0] - sizes.padding_top)[
+        :, tf.newaxis, tf.newaxis
+    ] + tf.repeat(tf.range(kernel_h) * geometry.dilations[0], kernel_w)
+    grid_x = (tf.range(sizes.out_width) * geometry.strides[1] - sizes.padding_left)[
+        tf.newaxis, :, tf.newaxis
+    ] + tf.tile(tf.range(kernel_w) * geometry.dilations[1], [kernel_h])
+    shape = [-1, sizes.out_height, sizes.out_width, groups * geometry.taps, 2]
+    offset = tf.reshape(offset, shape)
+    y = offset[..., 0] + tf.tile(tf.cast(grid_y, dtype), [1, 1, groups])
+    x = offset[..., 1] + tf.tile(tf.cast(grid_x, dtype), [1, 1, groups])
+    y = _samples_first(y, geometry)
+    x = _samples_first(x, geometry)
+
+    height, width = tf.cast(sizes.height, dtype), tf.cast(sizes.width, dtype)
+    # False for NaN and infinities, which the comparison replaces by a harmless position.
+    inside = (y > -1.0) & (y < height) & (x > -1.0) & (x < width)
+    y = tf.where(inside, y, tf.zeros_like(y))
+    x = tf.where(inside, x, tf.zeros_like(x))
+    y0, x0 = tf.floor(y), tf.floor(x)
+    low_y, low_x = y - y0, x - x0
+    y0, x0 = tf.cast(y0, tf.int32), tf.cast(x0, tf.int32)
+    inside = tf.cast(inside, dtype)
+    top = inside * tf.cast(y0 >= 0, dtype)
+    bottom = inside * tf.cast(y0 + 1 < sizes.height, dtype)
+    left = tf.cast(x0 >= 0, dtype)
+    right = tf.cast(x0 + 1 < sizes.width, dtype)
+    weight_y = (top * (1.0 - low_y), bottom * low_y)
+    weight_x = (left * (1.0 - low_x), right * low_x)
+    slope_y, slope_x = (-top, bottom), (-left, right)
+
+    samples = tf.range(tf.shape(y)[1])
+    per_image = sizes.out_height * sizes.out_width * groups
+    image, group = samples // per_image, samples % groups
+    rows_y = [
+        (image * sizes.height + tf.clip_by_value(y0 + step, 0, sizes.height - 1)) * sizes.width
+        for step in (0, 1)
+    ]
+    columns = [tf.clip_by_value(x0 + step, 0, sizes.width - 1) for step in (0, 1)]
+    corners = ((0, 0), (0, 1), (1, 0), (1, 1))
+    rows = tf.stack([(rows_y[i] + columns[j]) * groups + group for i, j in corners], axis=1)
+    weights = tf.stack([weight_y[i] * weight_x[j] for i, j in corners], axis=1)
+    slopes_y = tf.stack([slope_y[i] * weight_x[j] for i, j in corners], axis=1)
+    slopes_x = tf.stack([weight_y[i] * slope_x[j] for i, j in corners], axis=1)
+    return rows, weights, (slopes_y, slopes_x)
+
+
+def _tap_kernels(kernel, geometry):
+    """`[kh, kw, C/groups, D]` -> `[K, C/groups, D]`."""
+    return tf.reshape(kernel, [geometry.taps, *kernel.shape[2:]])
+
+
+def _group_product(column, kernel, groups):
+    """`[P, C] x [C/groups, D] -> [P, D]`, group by group."""
+    if groups == 1:
+        return tf.matmul(column, kernel)
+    product = tf.matmul(_split(column, groups), _split(kernel, groups))
+    return _join(product, kernel.shape[-1])
+
+
+def _group_product_transposed(upstream, kernel, groups):
+    """`[P, D] x [C/groups, D] -> [P, C]`, group by group."""
+    if groups == 1:
+        return tf.matmul(upstream, kernel, transpose_b=True)
+    product = tf.matmul(_split(upstream, groups), _split(kernel, groups), transpose_b=True)
+    return _join(product, kernel.shape[0] * groups)
+
+
+def _group_outer_product(column, upstream, groups):
+    """`[P, C] x [P, D] -> [C/groups, D]`, group by group."""
+    if groups == 1:
+        return tf.matmul(column, upstream, transpose_a=True)
+    product = tf.matmul(_split(column, groups), _split(upstream, groups), transpose_a=True)
+    return _join(product, upstream.shape[-1])
+
+
+def _split(matrix, groups):
+    """`[R, groups * c] -> [groups, R, c]`."""
+    matrix = tf.reshape(matrix, [-1, groups, matrix.shape[-1] // groups])
+    return tf.transpose(matrix, [1, 0, 2])
+
+
+def _join(matrix, channels):
+    """`[groups, R, c] -> [R, groups * c]`."""
+    return tf.reshape(tf.transpose(matrix, [1, 0, 2]), [-1, channels])
+
+
+def _static_output_shape(shape, out_channels, geometry):
+    """The output shape for an input of static `shape`, None where it is not known."""
+    out = [None if shape[a + 1] is None else geometry.axis(a, shape[a + 1])[0] for a in (0, 1)]
+    return [shape[0], *out, out_channels]
+
+
+def _checked(x, offset, kernel, mask, strides, padding, dilations, groups, offset_groups):
+    """Returns the arguments as tensors, with the settings, or raises naming the misfit."""
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating:
+        raise TypeError(f"x: expected a floating type, got {x.dtype.name}")
+    offset = tf.convert_to_tensor(offset)
+    kernel = tf.convert_to_tensor(kernel)
+    mask = None if mask is None else tf.convert_to_tensor(mask)
+    for name, value in (("x", x), ("offset", offset), ("kernel", kernel), ("mask", mask)):
+        if value is None:
+            continue
+        if not value.dtype.is_floating:
+            raise TypeError(f"{name}: expected a floating type, got {value.dtype.name}")
+        if value.shape.rank != 4:
+            raise ValueError(f"{name}: expected a tensor of rank 4, got shape {value.shape}")
+    if not kernel.shape.is_fully_defined() or 0 in kernel.shape:
+        raise ValueError(
+            f"kernel: expected a known, non-empty [kh, kw, C/groups, D], got {kernel.shape}"
+        )
+    channels, out_channels = x.shape[3], kernel.shape[3]
+    if channels is None:
+        raise ValueError(f"x: expected a known number of channels, got shape {x.shape}")
+    for name, value in (("groups", groups), ("offset_groups", offset_groups)):
+        if not isinstance(value, int) or value < 1 or channels % value:
+            raise ValueError(
+                f"{name}: expected a positive divisor of the {channels} channels of x, "
+                f"got {value!r}"
+            )
+    if out_channels % groups:
+        raise ValueError(
+            f"kernel: expected a number of outputs divisible by groups={groups}, got {out_channels}"
+        )
+    if kernel.shape[2] * groups != channels:
+        raise ValueError(
+            f"kernel: expected {channels // groups} input channels per group (x has {channels}, "
+            f"groups is {groups}), got shape {kernel.shape}"
+        )
+    geometry = _Geometry(
+        kernel_size=(kernel.shape[0], kernel.shape[1]),
+        strides=_pair("strides", strides),
+        paddings=_paddings(padding),
+        dilations=_pair("dilations", dilations),
+        groups=groups,
+        offset_groups=offset_groups,
+    )
+    offset = _checked_field("offset", offset, x, 2, geometry)
+    if mask is not None:
+        mask = _checked_field("mask", mask, x, 1, geometry)
+    return x, offset, kernel, mask, geometry
+
+
+def _checked_field(name, field, x, per_tap, geometry):
+    """Checks offset or mask against the output grid, while tracing where possible."""
+    channels = per_tap * geometry.offset_groups * geometry.taps
+    expected = _static_output_shape(x.shape, channels, geometry)
+    for axis in (1, 2):
+        if expected[axis] is not None and expected[axis] < 1:
+            raise ValueError(
+                f"x: expected a map at least as large as the dilated kernel of size "
+                f"{geometry.kernel_size} with dilations {geometry.dilations} and padding "
+                f"{geometry.paddings}, got shape {x.shape}"
+            )
+    if not field.shape.is_compatible_with(expected):
+        raise ValueError(
+            f"{name}: expected shape {tuple(expected)} (batch, output height, output width, "
+            f"{per_tap} * offset_groups {geometry.offset_groups} * {geometry.taps} taps) for x of "
+            f"shape {x.shape}, got {field.shape}"
+        )
+    if field.shape.is_fully_defined() and None not in expected:
+        return field
+    sizes = _sizes(x, geometry)
+    check = tf.debugging.assert_equal(
+        tf.shape(field),
+        [sizes.batch, sizes.out_height, sizes.out_width, channels],
+        message=f"{name}: expected the shape (batch, output height, output width, channels)",
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        field = tf.identity(field)
+    return tf.ensure_shape(field, field.shape.merge_with(expected))
+
+
+def _pair(name, value):
+    pair = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or not all(isinstance(v, int) and v >= 1 for v in pair)
+    ):
+        raise ValueError(f"{name}: expected a positive int or a pair of them, got {value!r}")
+    return tuple(pair)
+
+
+def _paddings(padding):
+    """Returns ((top, bottom), (left, right)), or None for "same"."""
+    if isinstance(padding, str):
+        name = padding.lower()
+        if name == "same":
+            return None
+        if name == "valid":
+            return ((0, 0), (0, 0))
+    elif isinstance(padding, int) and padding >= 0:
+        return ((padding, padding), (padding, padding))
+    elif isinstance(padding, (tuple, list)) and len(padding) == 2:
+        sides = [tuple(side) if isinstance(side, (tuple, list)) else () for side in padding]
+        if all(len(s) == 2 and all(isinstance(v, int) and v >= 0 for v in s) for s in sides):
+            return tuple(sides)
+    raise ValueError(
+        'padding: expected "same", "valid", an int >= 0 or ((top, bottom), (left, right)), '
+        f"got {padding!r}"
+    )
