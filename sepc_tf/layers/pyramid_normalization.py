@@ -1,0 +1,222 @@
+"""Batch normalisation of a feature pyramid: integrated over the levels, single, independent.
+
+All three normalise `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta` per channel; they
+differ in which levels share statistics and parameters (paper, Fig. 7):
+
+| layer                           | batch statistics | gamma, beta, running statistics |
+|---------------------------------|------------------|---------------------------------|
+| `IntegratedBatchNormalization`  | one, all levels  | one                             |
+| `SingleBatchNormalization`      | one per level    | one                             |
+| `IndependentBatchNormalization` | one per level    | one per level                   |
+
+Under `tf.distribute` with several replicas the batch statistics are those of the global batch.
+"""
+
+import keras
+import tensorflow as tf
+
+from sepc_tf import compat
+
+
+class _PyramidNormalization(keras.layers.Layer):
+    """What the three norms share. Parameters are `[channels]`, or `[levels, channels]`."""
+
+    integrated = False  # one set of batch statistics for all levels together
+    independent = False  # own parameters and running statistics for each level
+
+    def __init__(self, momentum=0.9, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, pyramid_shape):
+        channels = {shape[-1] for shape in pyramid_shape}
+        if len(channels) != 1 or None in channels:
+            raise ValueError(
+                f"{self.name}: every level must have the same known number of channels, got shapes "
+                f"{[tuple(shape) for shape in pyramid_shape]}"
+            )
+        self.num_levels = len(pyramid_shape)
+        shape = (self.num_levels, *channels) if self.independent else tuple(channels)
+        self.gamma = self._add_vector("gamma", shape, "ones", trainable=True)
+        self.beta = self._add_vector("beta", shape, "zeros", trainable=True)
+        self.moving_mean = self._add_vector("moving_mean", shape, "zeros", trainable=False)
+        self.moving_variance = self._add_vector("moving_variance", shape, "ones", trainable=False)
+        self.built = True
+
+    def _add_vector(self, name, shape, initializer, trainable):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            trainable=trainable,
+            dtype="float32",
+            **compat.float32_weight_options(),
+        )
+
+    def call(self, pyramid, training=None):
+        if len(pyramid) != self.num_levels:
+            raise ValueError(
+                f"{self.name}: pyramid must have {self.num_levels} levels, got {len(pyramid)}"
+            )
+        levels = [tf.cast(x, tf.float32) for x in pyramid]
+        if training and self.trainable:
+            means, variances = self._update_and_get_batch_statistics(levels)
+        else:
+            means = self._per_level(self.moving_mean)
+            variances = self._per_level(self.moving_variance)
+        gammas, betas = self._per_level(self.gamma), self._per_level(self.beta)
+        outputs = []
+        for x, level, mean, variance, gamma, beta in zip(
+            pyramid, levels, means, variances, gammas, betas
+        ):
+            scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+            outputs.append(tf.cast((level - mean) * scale + beta, x.dtype))
+        return outputs
+
+    def _per_level(self, variable):
+        value = tf.convert_to_tensor(variable)
+        return tf.unstack(value) if self.independent else [value] * self.num_levels
+
+    def _update_and_get_batch_statistics(self, levels):
+        groups = [levels] if self.integrated else [[level] for level in levels]
+        # Any fixed shift gives the same statistics; one near the mean keeps the digits.
+        shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean))
+        mean, variance, count = batch_statistics(groups, shift)  # [groups, channels]
+        unbiased = variance * (count / tf.maximum(count - 1.0, 1.0))
+        self._update(self.moving_mean, tf.stop_gradient(mean))
+        self._update(self.moving_variance, tf.stop_gradient(unbiased))
+        if self.integrated:
+            return [mean[0]] * self.num_levels, [variance[0]] * self.num_levels
+        return tf.unstack(mean), tf.unstack(variance)
+
+    def _update(self, variable, statistics):
+        value = tf.convert_to_tensor(variable)
+        # A single norm sees the levels one after the other, as one layer called on each would.
+        for new in [statistics] if self.independent else tf.unstack(statistics):
+            value = value * self.momentum + new * (1.0 - self.momentum)
+        variable.assign(value)
+
+    def compute_output_shape(self, pyramid_shape):
+        return [tuple(shape) for shape in pyramid_shape]
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum, "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class IntegratedBatchNormalization(_PyramidNormalization):
+    """Batch normalisation with one set of statistics and parameters over the whole pyramid (iBN).
+
+    `y_l = gamma * (x_l - m) / sqrt(v + epsilon) + beta`, where m and v are taken over all pixels of
+    all levels and images (and of all replicas). In training the running statistics become
+    `momentum * old + (1 - momentum) * batch`, with the unbiased variance; otherwise they are used.
+    With `trainable = False` the running statistics are used and kept, as in Keras.
+
+    Variables: `gamma`, `beta`, `moving_mean`, `moving_variance`, each `[C]` float32.
+
+    Args:
+        momentum: weight of the old running statistics (1 minus PyTorch's momentum).
+        epsilon: added to the variance.
+
+    Call arguments:
+        pyramid: list of `[N, H_l, W_l, C]` maps.
+        training: whether batch statistics are used and the running ones updated.
+
+    Returns:
+        list of maps of the same shapes and dtypes. Arithmetic is float32 under mixed precision.
+
+    Example:
+        >>> norm = IntegratedBatchNormalization()
+        >>> fine, coarse = norm([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])], training=True)
+
+    Source: paper, section 3.3.
+    """
+
+    integrated = True
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class SingleBatchNormalization(_PyramidNormalization):
+    """Batch normalisation with shared parameters, each level by its own batch statistics.
+
+    One ordinary batch norm called on each level in turn: every level updates the same running
+    statistics, finest first. Arguments, variables and shapes as `IntegratedBatchNormalization`.
+
+    Example:
+        >>> fine, coarse = SingleBatchNormalization()([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])])
+
+    Source: paper, section 5.1.1 and Fig. 7.
+    """
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class IndependentBatchNormalization(_PyramidNormalization):
+    """Batch normalisation with own parameters and statistics for each level.
+
+    Arguments and call as `IntegratedBatchNormalization`; the variables are `[levels, C]`, so the
+    number of levels is fixed when the layer is built.
+
+    Example:
+        >>> fine, coarse = IndependentBatchNormalization()([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])])
+
+    Source: paper, section 5.1.1 and Fig. 7.
+    """
+
+    independent = True
+
+
+NORMALIZATIONS = {
+    "integrated": IntegratedBatchNormalization,
+    "single": SingleBatchNormalization,
+    "independent": IndependentBatchNormalization,
+}
+
+
+def make_normalization(kind, **kwargs):
+    """The norm named `kind` ("integrated", "single", "independent"); None for None.
+
+    Raises:
+        ValueError: another name.
+    """
+    if kind is None:
+        return None
+    if kind not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {[*NORMALIZATIONS]} or None, got {kind!r}")
+    return NORMALIZATIONS[kind](**kwargs)
+
+
+def batch_statistics(groups, shift):
+    """Mean and biased variance per channel over groups of maps and over all replicas.
+
+    Each replica computes its own mean and centred sum of squares in two passes, so nothing cancels.
+    Replicas are then combined by ONE all-reduce of `[sum, sum of squares, count]` about `shift`;
+    tf.distribute differentiates it as an all-reduce of the upstream gradients.
+
+    Args:
+        groups: list of lists of `[N, H, W, C]` float32 maps; each list has one set of statistics.
+        shift: `[C]` or `[groups, C]` float32, equal on all replicas, best near the mean.
+
+    Returns:
+        mean `[groups, C]`, variance `[groups, C]`, count `[groups, 1]` (pixels in the group).
+    """
+    counts, means, squares = [], [], []
+    for maps in groups:
+        count = tf.add_n([tf.cast(tf.size(x[..., 0]), tf.float32) for x in maps])
+        mean = tf.add_n([tf.reduce_sum(x, axis=[0, 1, 2]) for x in maps]) / tf.maximum(count, 1.0)
+        counts.append(count[None])
+        means.append(mean)
+        squares.append(
+            tf.add_n([tf.reduce_sum(tf.math.squared_difference(x, mean), [0, 1, 2]) for x in maps])
+        )
+    count, mean, square = tf.stack(counts), tf.stack(means), tf.stack(squares)
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return mean, square / tf.maximum(count, 1.0), count
+    delta = mean - shift
+    local = tf.concat([count * delta, square + count * tf.square(delta), count], axis=1)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, local)
+    channels = groups[0][0].shape[-1]
+    sums, squares, count = tf.split(total, [channels, channels, 1], axis=1)
+    delta = sums / count
+    return shift + delta, squares / count - tf.square(delta), count

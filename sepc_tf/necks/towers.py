@@ -1,0 +1,79 @@
+"""The original RetinaNet towers: a stack of convolutions for each task."""
+
+import keras
+
+from sepc_tf.layers.deform_conv import DeformConv2D
+from sepc_tf.layers.symmetric_conv2d import SymmetricConv2D
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class ConvTowers(keras.layers.Layer):
+    """Two stacks of 3x3 convolutions with ReLU, each shared by all levels.
+
+    The head of the paper's baselines; with `deformable` every convolution is deformable, on every
+    level (the paper's DCN head).
+
+    Sublayers: `cls_conv_0`, `cls_conv_1`, ..., `box_conv_0`, ....
+
+    Args:
+        filters: channels of every map.
+        num_convs: convolutions in each stack.
+        deformable: whether they are deformable (DCNv1, offsets start at zero).
+
+    Call arguments:
+        pyramid: list of `[N, H_l, W_l, C]` maps.
+
+    Returns:
+        `(cls_pyramid, box_pyramid)`, two lists of `[N, H_l, W_l, filters]` maps.
+
+    Example:
+        >>> cls, box = ConvTowers(8)([tf.zeros([1, 8, 8, 8]), tf.zeros([1, 4, 4, 8])])
+
+    Source: RetinaNet (arXiv 1708.02002); paper, Table 1 (baseline and DCN head).
+    """
+
+    def __init__(self, filters=256, num_convs=4, deformable=False, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.num_convs = num_convs
+        self.deformable = deformable
+        self.cls_convs = [self._conv(f"cls_conv_{i}") for i in range(num_convs)]
+        self.box_convs = [self._conv(f"box_conv_{i}") for i in range(num_convs)]
+
+    def _conv(self, name):
+        return (DeformConv2D if self.deformable else SymmetricConv2D)(
+            self.filters,
+            3,
+            padding=1,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(self, pyramid_shape):
+        for convs in (self.cls_convs, self.box_convs):
+            shape = tuple(pyramid_shape[0])
+            for conv in convs:
+                conv.build(shape)
+                shape = (*shape[:-1], self.filters)
+        self.built = True
+
+    def call(self, pyramid):
+        return self._tower(pyramid, self.cls_convs), self._tower(pyramid, self.box_convs)
+
+    def _tower(self, pyramid, convs):
+        for conv in convs:
+            pyramid = [keras.activations.relu(conv(x)) for x in pyramid]
+        return pyramid
+
+    def compute_output_shape(self, pyramid_shape):
+        shapes = [(*tuple(shape)[:-1], self.filters) for shape in pyramid_shape]
+        return shapes, [*shapes]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "num_convs": self.num_convs,
+            "deformable": self.deformable,
+        }
