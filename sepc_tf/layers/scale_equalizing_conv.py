@@ -96,9 +96,7 @@ class ScaleEqualizingConv(keras.layers.Layer):
         """One map `[N, H, W, C]` -> `[N, H', W', filters]`; plain if not `deform`."""
         kernel = tf.cast(tf.convert_to_tensor(self.kernel), x.dtype)
         if deform and self.deformable:
-            y = deform_conv2d(
-                x, self.offset(x), kernel, strides=self.strides, padding=self._pixels
-            )
+            y = deform_conv2d(x, self.offset(x), kernel, strides=self.strides, padding=self._pixels)
         else:
             y = conv2d(x, kernel, strides=self.strides, padding=self._pixels)
         if self.use_bias:

@@ -92,9 +92,7 @@ class SEPC(keras.layers.Layer):
             )
             if normalization is not None:
                 self.extra_norms.append(
-                    make_normalization(
-                        normalization, dtype=self.dtype_policy, name=f"{task}_norm"
-                    )
+                    make_normalization(normalization, dtype=self.dtype_policy, name=f"{task}_norm")
                 )
 
     @classmethod

@@ -69,7 +69,9 @@ def _as_dense_convolutions(x, kernel, strides, mode, groups):
     overheads, a single one of 512 spends 63 of 64 multiplications on zeros.
     """
     height, width, channels, filters = kernel.shape
-    merged = max(n for n in range(1, groups + 1) if groups % n == 0 and n * channels <= 32 or n == 1)
+    merged = max(
+        n for n in range(1, groups + 1) if groups % n == 0 and n * channels <= 32 or n == 1
+    )
     blocks = groups // merged
     parts = tf.reshape(kernel, [height, width, channels, blocks, merged, filters // groups])
     # n is the input group within a block, m the output group: zero unless they are the same.
