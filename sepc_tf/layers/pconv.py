@@ -1,5 +1,7 @@
 """Pyramid convolution: a 3-D convolution over the levels and pixels of a feature pyramid."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 
@@ -128,7 +130,7 @@ class PConv(keras.layers.Layer):
 
 def _check_sizes(name, pyramid_shape):
     sizes = [tuple(shape)[1:3] for shape in pyramid_shape]
-    for finer, coarser in zip(sizes, sizes[1:]):
+    for finer, coarser in itertools.pairwise(sizes):
         for n, got in zip(finer, coarser):
             if None not in (n, got) and got != (n + 1) // 2:
                 raise ValueError(

@@ -144,7 +144,8 @@ class SingleBatchNormalization(_PyramidNormalization):
     statistics, finest first. Arguments, variables and shapes as `IntegratedBatchNormalization`.
 
     Example:
-        >>> fine, coarse = SingleBatchNormalization()([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])])
+        >>> norm = SingleBatchNormalization()
+        >>> fine, coarse = norm([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])], training=True)
 
     Source: paper, section 5.1.1 and Fig. 7.
     """
@@ -158,7 +159,8 @@ class IndependentBatchNormalization(_PyramidNormalization):
     number of levels is fixed when the layer is built.
 
     Example:
-        >>> fine, coarse = IndependentBatchNormalization()([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])])
+        >>> norm = IndependentBatchNormalization()
+        >>> fine, coarse = norm([tf.ones([2, 8, 8, 4]), tf.zeros([2, 4, 4, 4])], training=True)
 
     Source: paper, section 5.1.1 and Fig. 7.
     """

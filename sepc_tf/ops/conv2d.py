@@ -24,7 +24,8 @@ def conv2d(x, kernel, *, strides=1, padding=0, groups=1):
         ValueError: the channels of `x` do not equal `groups` times the kernel's.
 
     Example:
-        >>> conv2d(tf.ones([1, 5, 5, 4]), tf.ones([3, 3, 2, 8]), strides=2, padding=1, groups=2).shape
+        >>> x, kernel = tf.ones([1, 5, 5, 4]), tf.ones([3, 3, 2, 8])
+        >>> conv2d(x, kernel, strides=2, padding=1, groups=2).shape
         TensorShape([1, 3, 3, 8])
     """
     kernel = tf.convert_to_tensor(kernel)
@@ -69,9 +70,8 @@ def _as_dense_convolutions(x, kernel, strides, mode, groups):
     overheads, a single one of 512 spends 63 of 64 multiplications on zeros.
     """
     height, width, channels, filters = kernel.shape
-    merged = max(
-        n for n in range(1, groups + 1) if groups % n == 0 and n * channels <= 32 or n == 1
-    )
+    fitting = [n for n in range(1, groups + 1) if groups % n == 0 and n * channels <= 32]
+    merged = max(fitting, default=1)
     blocks = groups // merged
     parts = tf.reshape(kernel, [height, width, channels, blocks, merged, filters // groups])
     # n is the input group within a block, m the output group: zero unless they are the same.
