@@ -16,3 +16,65 @@ def float32_weight_options():
         >>> self.add_weight(name="gamma", shape=(8,), dtype="float32", **float32_weight_options())
     """
     return {"autocast": False} if KERAS_3 else {"experimental_autocast": False}
+
+
+def optimizer_variables(optimizer):
+    """Returns the list of an optimizer's variables; a method on legacy (and tfa) optimizers."""
+    variables = optimizer.variables
+    return list(variables() if callable(variables) else variables)
+
+
+def prepare_optimizer(optimizer, variables):
+    """Creates an optimizer's variables, and leaves the summing over replicas to the caller.
+
+    Keras 3's optimizers sum the gradients of all replicas themselves, after clipping, and have no
+    argument against it; here that step is taken out of this one object. See `apply_gradients`.
+    """
+    if isinstance(optimizer, _legacy_optimizers()):
+        optimizer.iterations  # noqa: B018 - a property that creates the variable
+        optimizer._create_all_weights(variables)
+        return
+    optimizer.build(variables)
+    if KERAS_3:
+        innermost = getattr(optimizer, "inner_optimizer", optimizer)
+        innermost._all_reduce_sum_gradients = list
+
+
+def loss_scale(optimizer):
+    """Returns the factor that the loss must carry for this optimizer: 1.0, or the loss scale."""
+    if KERAS_3:
+        return keras.ops.convert_to_tensor(optimizer.scale_loss(1.0), dtype="float32")
+    return getattr(optimizer, "loss_scale", 1.0)
+
+
+def scales_loss(optimizer):
+    """Whether the optimizer adapts a loss scale, which it does from non-finite gradients."""
+    return isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+
+
+def apply_gradients(optimizer, gradients, variables):
+    """Applies gradients that are already summed over the replicas and free of the loss scale.
+
+    Args:
+        optimizer: one that went through `prepare_optimizer`.
+        gradients: tensors, equal on all replicas.
+        variables: trainable variables in the same order.
+    """
+    if KERAS_3:
+        scale = loss_scale(optimizer)  # which Keras 3 divides out again
+        optimizer.apply_gradients(list(zip([g * scale for g in gradients], variables)))
+    elif isinstance(optimizer, _legacy_optimizers()):
+        pairs = list(zip(gradients, variables))
+        optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+    else:
+        optimizer.apply_gradients(list(zip(gradients, variables)), skip_gradients_aggregation=True)
+
+
+def _legacy_optimizers():
+    """The base class of Keras 1-style optimizers (tensorflow-addons has only such)."""
+    return () if KERAS_3 else (keras.optimizers.legacy.Optimizer,)
+
+
+def variable_value(variable):
+    """The `tf.Variable` behind a Keras variable."""
+    return variable.value if KERAS_3 else variable

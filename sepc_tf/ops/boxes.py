@@ -1,0 +1,111 @@
+"""Boxes: conventions, areas, overlaps, clipping. All boxes are float32 xyxy in pixels.
+
+Two conventions exist, and every object that depends on one takes its name:
+
+| | "modern" (default) | "mmdet1" (the authors' code, mmdetection 1.x) |
+|---|---|---|
+| width of a box | x2 - x1 | x2 - x1 + 1 |
+| range of x after clipping | [0, width] | [0, width - 1] |
+| centre of the anchor in cell (0, 0) | stride / 2 | (stride - 1) / 2 |
+| corners of the anchors | exact | rounded to integers |
+| a box no anchor touches | claims nothing | claims every anchor |
+| FSAF: object that wins a cell | the smaller one | by the sorting permutation, see `fsaf` |
+"""
+
+import tensorflow as tf
+
+# Width of the last pixel: what is added to x2 - x1.
+LAST_PIXEL = {"modern": 0.0, "mmdet1": 1.0}
+
+
+def check_convention(name):
+    """Returns `name` if it is a known convention.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if name not in LAST_PIXEL:
+        raise ValueError(f"convention must be one of {sorted(LAST_PIXEL)}; got {name!r}")
+    return name
+
+
+def box_areas(boxes, convention="modern"):
+    """Areas of boxes.
+
+    Args:
+        boxes: `[..., 4]` xyxy.
+        convention: "modern" or "mmdet1" (widths count the last pixel).
+
+    Returns:
+        `[...]` areas in square pixels; negative where exactly one side is negative.
+
+    Example:
+        >>> box_areas([[0.0, 0.0, 3.0, 1.0]], "mmdet1").numpy()
+        array([8.], dtype=float32)
+    """
+    sides = tf.convert_to_tensor(boxes)
+    sides = sides[..., 2:] - sides[..., :2] + LAST_PIXEL[convention]
+    return sides[..., 0] * sides[..., 1]
+
+
+def pairwise_intersections(boxes_a, boxes_b, convention="modern"):
+    """Areas of the intersections of every box of one set with every box of another.
+
+    Args:
+        boxes_a: `[..., N, 4]` xyxy.
+        boxes_b: `[..., M, 4]` xyxy; leading axes broadcast.
+        convention: "modern" or "mmdet1".
+
+    Returns:
+        `[..., N, M]` areas in square pixels.
+    """
+    a, b = boxes_a[..., :, None, :], boxes_b[..., None, :, :]
+    # One side after the other: [N, M] temporaries instead of [N, M, 2].
+    width, height = (
+        tf.maximum(
+            tf.minimum(a[..., i + 2], b[..., i + 2])
+            - tf.maximum(a[..., i], b[..., i])
+            + LAST_PIXEL[convention],
+            0.0,
+        )
+        for i in range(2)
+    )
+    return width * height
+
+
+def pairwise_iou(boxes_a, boxes_b, convention="modern"):
+    """Intersection over union of every box of one set with every box of another.
+
+    Args:
+        boxes_a: `[..., N, 4]` xyxy.
+        boxes_b: `[..., M, 4]` xyxy; leading axes broadcast.
+        convention: "modern" or "mmdet1" (widths count the last pixel).
+
+    Returns:
+        `[..., N, M]` in [0, 1]; 0 where the union is empty.
+
+    Example:
+        >>> pairwise_iou([[0.0, 0.0, 2.0, 2.0]], [[0.0, 0.0, 2.0, 1.0]]).numpy()
+        array([[0.5]], dtype=float32)
+    """
+    boxes_a, boxes_b = tf.convert_to_tensor(boxes_a), tf.convert_to_tensor(boxes_b)
+    intersections = pairwise_intersections(boxes_a, boxes_b, convention)
+    areas_a = box_areas(boxes_a, convention)[..., :, None]
+    areas_b = box_areas(boxes_b, convention)[..., None, :]
+    return tf.math.divide_no_nan(intersections, areas_a + areas_b - intersections)
+
+
+def clip_boxes(boxes, image_sizes, convention="modern"):
+    """Moves the corners of boxes into their image.
+
+    Args:
+        boxes: `[B, N, 4]` xyxy.
+        image_sizes: `[B, 2]` height, width.
+        convention: "modern" clips x to [0, width], "mmdet1" to [0, width - 1].
+
+    Returns:
+        `[B, N, 4]` xyxy.
+    """
+    height, width = tf.unstack(tf.cast(image_sizes, boxes.dtype), axis=-1)
+    limits = tf.stack([width, height, width, height], axis=-1) - LAST_PIXEL[convention]
+    return tf.minimum(tf.maximum(boxes, 0.0), limits[:, None])
