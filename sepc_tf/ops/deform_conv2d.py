@@ -10,15 +10,22 @@ columns never exist at once. It runs in graph mode and compiles under XLA. The n
 kernel for the CPU (`sepc_tf/ops/native`).
 """
 
+import contextlib
+import contextvars
 import dataclasses
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+from tensorflow.python.saved_model import save_context
+
+from sepc_tf.ops import native
+from sepc_tf.ops.native import deform_conv2d as native_form
 
 IMPLEMENTATIONS = ("auto", "xla", "native")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Geometry:
+class Geometry:
     """The static settings of one deformable convolution; `paddings` is None for TF's SAME."""
 
     kernel_size: tuple
@@ -113,15 +120,100 @@ def deform_conv2d(
     x, offset, kernel, mask, geometry = _checked(
         x, offset, kernel, mask, strides, padding, dilations, groups, offset_groups
     )
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
-        )
     compute_type = tf.float64 if x.dtype == tf.float64 else tf.float32
     arguments = [
         tf.cast(value, compute_type) for value in (x, offset, kernel, mask) if value is not None
     ]
-    return tf.cast(_portable(arguments, geometry), x.dtype)
+    chosen = deform_conv2d_implementation(implementation, compute_type)
+    if chosen == "native":
+        static_shape = _static_output_shape(x.shape, kernel.shape[-1], geometry)
+        y = native_form.deform_conv2d(arguments, geometry, static_shape)
+    else:
+        y = _portable(arguments, geometry)
+    return tf.cast(y, x.dtype)
+
+
+def deform_conv2d_implementation(implementation="auto", dtype=tf.float32):
+    """The form `deform_conv2d` takes if it is called here.
+
+    "auto" is native on a machine without accelerators, where the C++ library is (or can be) built,
+    for every type but float64, unless the call is being compiled by XLA, being saved in a
+    SavedModel, or within `portable_ops`; it is the portable form elsewhere. The environment
+    variable `SEPC_TF_NATIVE` decides first: "0" never uses the library, "1" makes its absence an
+    error.
+
+    Args:
+        implementation: "auto", "xla" or "native".
+        dtype: type of the features.
+
+    Returns:
+        "xla" or "native".
+
+    Raises:
+        ValueError: another name, or "native" for a type, a device or a context without it.
+        sepc_tf.ops.native.NativeUnavailableError: "native" where the library cannot be built.
+
+    Example:
+        >>> deform_conv2d_implementation()
+        "native"
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation: expected one of {IMPLEMENTATIONS}, got {implementation!r}"
+        )
+    if implementation == "xla" or _portable_only.get():
+        return "xla"
+    obstacle = None
+    if tf.as_dtype(dtype) == tf.float64:
+        obstacle = "it has no float64 form"
+    elif _compiling_with_xla():
+        obstacle = "XLA compiles the function that is being traced"
+    if implementation == "native":
+        if obstacle:
+            raise ValueError(f'implementation: "native" cannot be used: {obstacle}; use "auto"')
+        native.load()
+        return "native"
+    if obstacle or _saving() or _accelerated() or not native.available():
+        return "xla"
+    return "native"
+
+
+_portable_only = contextvars.ContextVar("portable_only", default=False)
+
+
+@contextlib.contextmanager
+def portable_ops():
+    """Within this context `deform_conv2d` takes the portable form, whatever is asked for.
+
+    For functions that are traced to be exported: the SavedModel then holds TensorFlow's own
+    operations only.
+
+    Example:
+        >>> with portable_ops():
+        ...     tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
+    """
+    token = _portable_only.set(True)
+    try:
+        yield
+    finally:
+        _portable_only.reset(token)
+
+
+def _compiling_with_xla():
+    """Whether the function being traced, or one around it, is compiled by XLA."""
+    graph = tf.compat.v1.get_default_graph()
+    if tf.executing_eagerly():
+        return False
+    return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+def _saving():
+    return save_context.in_save_context()
+
+
+def _accelerated():
+    devices = tf.config.get_visible_devices()
+    return any(device.device_type not in ("CPU", "XLA_CPU") for device in devices)
 
 
 def _portable(arguments, geometry):
@@ -130,14 +222,14 @@ def _portable(arguments, geometry):
     @tf.custom_gradient
     def run(*arguments):
         def gradient(upstream):
-            return _portable_backward(arguments, upstream, geometry)
+            return portable_backward(arguments, upstream, geometry)
 
-        return _portable_forward(arguments, geometry), gradient
+        return portable_forward(arguments, geometry), gradient
 
     return run(*arguments)
 
 
-def _portable_forward(arguments, geometry):
+def portable_forward(arguments, geometry):
     x, offset, kernel, *mask = arguments
     sizes = _sizes(x, geometry)
     rows, weights, _ = _neighbours(offset, sizes, geometry)
@@ -157,7 +249,7 @@ def _portable_forward(arguments, geometry):
     return tf.ensure_shape(y, _static_output_shape(x.shape, out_channels, geometry))
 
 
-def _portable_backward(arguments, upstream, geometry):
+def portable_backward(arguments, upstream, geometry):
     """Gradients by x, offset, kernel (and mask), sampling again instead of keeping columns."""
     x, offset, kernel, *mask = arguments
     sizes = _sizes(x, geometry)
@@ -382,7 +474,7 @@ def _checked(x, offset, kernel, mask, strides, padding, dilations, groups, offse
             f"kernel: expected {channels // groups} input channels per group (x has {channels}, "
             f"groups is {groups}), got shape {kernel.shape}"
         )
-    geometry = _Geometry(
+    geometry = Geometry(
         kernel_size=(kernel.shape[0], kernel.shape[1]),
         strides=_pair("strides", strides),
         paddings=_paddings(padding),

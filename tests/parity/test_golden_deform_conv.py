@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sepc_tf.ops import native
 from sepc_tf.ops.deform_conv2d import deform_conv2d
 
 CASES = [
@@ -40,9 +41,14 @@ def to_nhwc(array):
     return tf.constant(array.transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph", "compiled"])
+@pytest.mark.parametrize(
+    ("implementation", "mode"),
+    [("xla", "eager"), ("xla", "graph"), ("xla", "compiled"), ("native", "graph")],
+)
 @pytest.mark.parametrize("name", CASES)
-def test_forward_and_gradients_equal_the_authors(recipe, name, mode):
+def test_forward_and_gradients_equal_the_authors(recipe, name, implementation, mode):
+    if implementation == "native" and not native.available():
+        pytest.skip("no compiler for the C++ operations, or SEPC_TF_NATIVE=0")
     case = recipe.load_case(f"deform_conv_{name}")
     inputs = {key.split(".")[-1]: value for key, value in case.inputs().items()}
     config = case.config
@@ -61,6 +67,7 @@ def test_forward_and_gradients_equal_the_authors(recipe, name, mode):
                 dilations=config["dilation"],
                 groups=config["groups"],
                 offset_groups=config["deformable_groups"],
+                implementation=implementation,
             )
         return y, *tape.gradient(y, [x, offset, kernel], cotangent)
 

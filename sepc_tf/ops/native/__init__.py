@@ -1,0 +1,165 @@
+"""Builds the C++ operations on first use and loads them.
+
+The library is compiled with the machine's compiler for the installed TensorFlow and kept in
+`$XDG_CACHE_HOME/sepc_tf` (`~/.cache/sepc_tf`), under a name that holds the TensorFlow version and a
+hash of the sources, the compiler and the processor: another TensorFlow or another machine
+sharing the folder builds its own. Processes that start together wait for one build.
+
+`SEPC_TF_NATIVE=0` never builds nor loads; `SEPC_TF_NATIVE=1` makes a failure an error instead of a
+fall-back. `CXX` names the compiler.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+SOURCES = Path(__file__).parent
+# Traps and errno are given up, NaN and infinity are not: offsets may hold them.
+OPTIMISATION = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
+
+logger = logging.getLogger("sepc_tf")
+
+
+class NativeUnavailableError(RuntimeError):
+    """The C++ operations cannot be used; the message says why."""
+
+
+@functools.cache
+def load():
+    """Returns the module of the C++ operations, built if necessary, once per process.
+
+    Raises:
+        NativeUnavailableError: switched off, no compiler, or the build or the loading failed.
+    """
+    if os.environ.get("SEPC_TF_NATIVE") == "0":
+        raise NativeUnavailableError("switched off by SEPC_TF_NATIVE=0")
+    try:
+        return tf.load_op_library(str(_built()))
+    except (OSError, tf.errors.OpError, subprocess.SubprocessError) as error:
+        raise NativeUnavailableError(
+            f"the C++ operations failed to build or load: {error}"
+        ) from error
+
+
+@functools.cache
+def available():
+    """Returns whether `load` succeeds. Where it does not, says why in one log line, once.
+
+    Raises:
+        NativeUnavailableError: it does not, and `SEPC_TF_NATIVE=1` asks for it.
+    """
+    try:
+        load()
+    except NativeUnavailableError as error:
+        setting = os.environ.get("SEPC_TF_NATIVE")
+        if setting == "1":
+            raise
+        if setting != "0":
+            logger.warning("deform_conv2d uses the portable form: %s", error)
+        return False
+    return True
+
+
+def _built():
+    """Returns the path of the library for this TensorFlow, compiler and machine."""
+    compiler = _compiler()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sepc_tf"
+    library = folder / f"ops-tf{tf.__version__}-{_fingerprint(compiler)}.so"
+    if library.is_file():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(library.with_suffix(".lock")):
+        # Another process may have built it while this one waited.
+        if not library.is_file():
+            _build(compiler, library)
+    return library
+
+
+def _compiler():
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    for name in names:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise NativeUnavailableError(
+        f"no C++ compiler found on the PATH (looked for {', '.join(names)})"
+    )
+
+
+def _sources():
+    return sorted(SOURCES.glob("*.cc")) + sorted(SOURCES.glob("*.h"))
+
+
+def _fingerprint(compiler):
+    """A hash of everything the binary depends on, except the TensorFlow version."""
+    digest = hashlib.sha256()
+    for source in _sources():
+        digest.update(source.read_bytes())
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=60
+    ).stdout
+    digest.update(version)
+    digest.update(repr((OPTIMISATION, _processor(), tf.sysconfig.get_compile_flags())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _processor():
+    """What -march=native depends on."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                return platform.machine(), line
+    return platform.machine(), platform.processor()
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Holds an exclusive lock on `path`, released by the system if the process dies."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise NativeUnavailableError("no file locks on this system") from error
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(compiler, library):
+    started = time.monotonic()
+    handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    os.close(handle)
+    command = [
+        compiler,
+        *tf.sysconfig.get_compile_flags(),
+        *OPTIMISATION,
+        "-w",
+        "-fPIC",
+        "-shared",
+        *[str(source) for source in _sources() if source.suffix == ".cc"],
+        "-o",
+        temporary,
+        *tf.sysconfig.get_link_flags(),
+    ]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if result.returncode:
+            errors = [line for line in result.stderr.splitlines() if "error" in line]
+            raise NativeUnavailableError(
+                f"{compiler} failed: {(errors or [f'exit status {result.returncode}'])[0]}"
+            )
+        # Readers never see a half-written library.
+        os.replace(temporary, library)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    logger.info("built the C++ operations in %.1f s: %s", time.monotonic() - started, library)
