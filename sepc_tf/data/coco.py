@@ -1,0 +1,214 @@
+"""Data sets in COCO format: an annotation file and a folder of images."""
+
+import contextlib
+import copy
+import dataclasses
+import io
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sepc_tf.data.check import (
+    ERROR,
+    DatasetError,
+    annotation_problems,
+    read_annotations,
+)
+from sepc_tf.data.images import UnreadableImageError, decode_image
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and what is learnt from it.
+
+    Attributes:
+        image_id: the data set's own id.
+        file_name: as in the annotation file, for messages.
+        width, height: annotated size, pixels.
+        boxes: float32 `[n, 4]` xyxy in pixels of the image, clipped to it.
+        labels: int32 `[n]`, 0-based.
+        read_bytes: returns the bytes of the image file.
+    """
+
+    image_id: int
+    file_name: str
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    read_bytes: Callable[[], bytes]
+
+    def read(self):
+        """The image as uint8 `[H, W, 3]` RGB; `UnreadableImageError` when it cannot be read."""
+        try:
+            contents = self.read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"{self.file_name}: {error.strerror or error}") from error
+        return decode_image(contents, name=self.file_name)
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A data set in COCO format; `CocoDataset.load` makes one.
+
+    What is trained on follows COCO's and mmdetection's practice: crowd regions are left out (they
+    stay in `coco`, so evaluation ignores detections on them), and so are boxes whose width or
+    height is below one pixel or whose area is 0. Labels are 0-based in the order of the category
+    ids.
+
+    Attributes:
+        name: for messages and tables.
+        images: tuple of `ImageRecord`, in the order of the file.
+        class_names: tuple, one name per label.
+        category_ids: tuple, one category id per label.
+        coco: the annotations as a `pycocotools.coco.COCO`, the truth that evaluation uses.
+    """
+
+    name: str
+    images: tuple
+    class_names: tuple
+    category_ids: tuple
+    coco: object
+
+    @classmethod
+    def load(cls, annotations_json, image_dir):
+        """Reads an annotation file and makes sure that it can be used.
+
+        The checks are those that need no decoding; `check_dataset` does the rest.
+
+        Args:
+            annotations_json: path of the annotation file.
+            image_dir: folder that the file names in it are relative to.
+
+        Returns:
+            A `CocoDataset`.
+
+        Raises:
+            DatasetError: naming the file and each kind of error found in it.
+
+        Example:
+            >>> dataset = CocoDataset.load("annotations/instances_val.json", "val")
+            >>> dataset.class_names[:2], len(dataset)
+            (('zero', 'one'), 200)
+        """
+        content = read_annotations(annotations_json)
+        _raise_or_log(annotation_problems(content, image_dir), annotations_json)
+
+        def reader(file_name):
+            return Path(os.path.join(image_dir, file_name)).read_bytes
+
+        return cls.from_content(content, reader, name=str(annotations_json))
+
+    @classmethod
+    def from_content(cls, content, reader, name):
+        """A data set from the content of a valid annotation file.
+
+        Args:
+            content: dict with `images`, `annotations`, `categories`.
+            reader: function of a file name that returns a function that returns the file's bytes.
+            name: for messages.
+        """
+        coco = _as_coco(content)
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+        category_ids = tuple(category["id"] for category in categories)
+        label_of = {number: label for label, number in enumerate(category_ids)}
+        records = []
+        for image in content["images"]:
+            boxes, labels = _training_boxes(image, coco.imgToAnns[image["id"]], label_of)
+            records.append(
+                ImageRecord(
+                    image_id=image["id"],
+                    file_name=image["file_name"],
+                    width=image["width"],
+                    height=image["height"],
+                    boxes=boxes,
+                    labels=labels,
+                    read_bytes=reader(image["file_name"]),
+                )
+            )
+        return cls(
+            name=name,
+            images=tuple(records),
+            class_names=tuple(category["name"] for category in categories),
+            category_ids=category_ids,
+            coco=coco,
+        )
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    def without_empty_images(self):
+        """The same data set without the images that have nothing to learn from.
+
+        mmdetection trains so, hence the published numbers do; evaluation uses all images.
+        """
+        kept = tuple(image for image in self.images if len(image.boxes))
+        if not kept:
+            raise DatasetError(f"{self.name}: no image has a box to train on")
+        return dataclasses.replace(self, images=kept)
+
+    def first(self, count):
+        """The same data set cut to its first `count` images, evaluation included."""
+        if not 1 <= count <= len(self):
+            raise ValueError(f"count must be in 1..{len(self)}, got {count}")
+        return dataclasses.replace(self, images=self.images[:count])
+
+    def file_names(self, image_ids):
+        """File names of the given image ids; an id of -1 (padding of a batch) gives none."""
+        return [self.coco.imgs[int(i)]["file_name"] for i in image_ids if int(i) in self.coco.imgs]
+
+
+def _raise_or_log(problems, annotations_json):
+    lines = []
+    for problem in problems:
+        line = (
+            f"{problem.count} x {problem.kind} ({problem.consequence}), for example "
+            f"{'; '.join(problem.examples)}"
+        )
+        if problem.severity == ERROR:
+            lines.append(line)
+        else:
+            logger.warning("%s: %s", annotations_json, line)
+    if lines:
+        raise DatasetError("\n  ".join([f"{annotations_json} cannot be used:", *lines]))
+
+
+def _as_coco(content):
+    from pycocotools.coco import COCO
+
+    content = {**content, "annotations": copy.deepcopy(content["annotations"])}
+    for annotation in content["annotations"]:
+        # pycocotools needs both keys; data sets without crowds often leave them out.
+        if annotation.get("iscrowd") is None:
+            annotation["iscrowd"] = 0
+        if annotation.get("area") is None:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _training_boxes(image, annotations, label_of):
+    boxes, labels = [], []
+    for annotation in annotations:
+        x, y, width, height = annotation["bbox"]
+        if annotation["iscrowd"] or annotation["area"] <= 0 or width < 1 or height < 1:
+            continue
+        x1, x2 = np.clip((x, x + width), 0, image["width"])
+        y1, y2 = np.clip((y, y + height), 0, image["height"])
+        if x2 > x1 and y2 > y1:
+            boxes.append((x1, y1, x2, y2))
+            labels.append(label_of[annotation["category_id"]])
+    return np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)

@@ -1,0 +1,73 @@
+"""Reading image files of every kind a data set contains into one form: uint8 RGB."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ORIENTATION = 0x0112  # EXIF tag
+
+
+class UnreadableImageError(ValueError):
+    """An image file that is missing, cut off, or not an image; the message names it."""
+
+
+def read_image(path):
+    """Reads an image file as RGB, the way it is meant to be looked at.
+
+    The EXIF orientation is applied. Grey, palette, CMYK and 16-bit images become 8-bit RGB,
+    transparency is dropped, of an animation the first frame is taken. JPEG, PNG, BMP, WebP, GIF and
+    TIFF are among the formats; decoding is Pillow's, the same libjpeg arithmetic as OpenCV's.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        UnreadableImageError: with the path and the reason.
+
+    Example:
+        >>> read_image("photo.jpg").shape
+        (480, 640, 3)
+    """
+    try:
+        with open(path, "rb") as file:
+            return decode_image(file.read(), name=path)
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: {error.strerror or error}") from error
+
+
+def decode_image(contents, name="image"):
+    """`read_image` for the bytes of a file; `name` stands for the path in errors."""
+    try:
+        with Image.open(io.BytesIO(contents)) as image:
+            image.load()
+            upright = image
+            if image.getexif().get(ORIENTATION, 1) != 1:  # else a copy for nothing
+                upright = ImageOps.exif_transpose(image)
+            pixels = _to_rgb(upright)
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"{name}: not an image of a known format") from error
+    # What a damaged file raises depends on the format: OSError when truncated, SyntaxError from
+    # the PNG reader, ValueError, struct.error and others from broken headers.
+    except Exception as error:
+        raise UnreadableImageError(f"{name}: {error}") from error
+    return pixels
+
+
+def image_size(contents):
+    """(height, width) after EXIF rotation, from the header alone, of the bytes of a file."""
+    with Image.open(io.BytesIO(contents)) as image:
+        width, height = image.size
+        rotated = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 swap the axes
+    return (width, height) if rotated else (height, width)
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I"):  # 16 or 32 bits per pixel: Pillow would clip them to 255
+        grey = np.asarray(image).astype(np.int64)
+        grey = np.clip(grey >> 8 if grey.max(initial=0) > 255 else grey, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,0 +1,358 @@
+"""Batches for training and evaluation, as a function of (seed, epoch, batch number) alone.
+
+Which image is at which place of which batch, at which scale and whether mirrored is computed for a
+whole epoch ahead, in numpy, from the seed and the number of the epoch (`BatchPipeline.plan`). The
+tf.data pipeline only carries the plan out. Hence a run that was killed continues at any step with
+the batches it would have seen, and nothing is decoded to get there.
+"""
+
+import collections
+import logging
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from sepc_tf.data.images import UnreadableImageError
+from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
+
+logger = logging.getLogger(__name__)
+
+# Batches whose images are sorted by aspect ratio together: enough to find similar ones, few enough
+# to leave the order random.
+SORTED_BATCHES = 16
+
+# Of ImageNet, RGB, in grey levels: what the published detectors are trained with.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What each place of each batch of an epoch holds; every array is `[steps, batch_size]`.
+
+    Attributes:
+        indices: int64, positions in `dataset.images`.
+        short_sides: int32, the scale the image is resized to.
+        flips: bool, whether it is mirrored.
+        counted: bool; False marks the repeated images that fill up a last batch in evaluation.
+    """
+
+    indices: np.ndarray
+    short_sides: np.ndarray
+    flips: np.ndarray
+    counted: np.ndarray
+
+
+class BatchPipeline:
+    """Batches of a data set.
+
+    Landscape and portrait images never share a batch, and those that do are close in aspect ratio,
+    so little of it is padding (4% on COCO, where the orientation alone leaves 12%). Every batch is
+    full: in training the last one of each kind is filled up from the start of the epoch's order, in
+    evaluation with repeated images whose `image_ids` are -1. A batch is a dict:
+
+    - `images` float32 `[B, H, W, 3]`, RGB, normalised, zero-padded at the bottom and the right to
+      the largest image of the batch and a multiple of `size_divisor`;
+    - `image_sizes` int32 `[B, 2]`, height and width without the padding;
+    - `original_sizes` int32 `[B, 2]`, height and width of the file's image;
+    - `boxes` float32 `[B, M, 4]`, xyxy in pixels of `images`, padded with -1, M >= 1;
+    - `labels` int32 `[B, M]`, 0-based, padded with -1;
+    - `image_ids` int64 `[B]`.
+
+    An image that cannot be read is named in the log and counted in `unreadable`; in training the
+    next readable image of the data set takes its place, in evaluation it has no detections.
+
+    Args:
+        dataset: a `CocoDataset`.
+        batch_size: global batch size, images.
+        training: whether the order is shuffled per epoch and augmentation is applied.
+        short_side: pixels the short side is resized to; in training also a pair (low, high) or a
+            list of several, of which one value is drawn per image.
+        long_side: pixels the long side may have at most.
+        scale_mode: "range" draws a whole number from low..high inclusive, "value" one of the list.
+        flip_probability: of mirroring an image left to right in training.
+        mean, std: three numbers each, in grey levels, RGB.
+        size_divisor: what padded heights and widths are multiples of.
+        seed: of everything random.
+        unreadable: "skip" as described above, or "stop" with an error.
+        num_parallel: images prepared at the same time; all cores by default.
+
+    Raises:
+        ValueError: naming the argument.
+
+    Example:
+        >>> pipeline = BatchPipeline(
+        ...     dataset, batch_size=16, training=True, short_side=(640, 800), flip_probability=0.5
+        ... )
+        >>> model.fit(pipeline.training_batches(), steps_per_epoch=pipeline.steps_per_epoch)
+    """
+
+    def __init__(
+        self,
+        dataset,
+        *,
+        batch_size,
+        training,
+        short_side=800,
+        long_side=1333,
+        scale_mode="range",
+        flip_probability=0.0,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        size_divisor=32,
+        seed=0,
+        unreadable="skip",
+        num_parallel=tf.data.AUTOTUNE,
+    ):
+        short_sides = (short_side,) if np.ndim(short_side) == 0 else tuple(short_side)
+        _check(batch_size >= 1, "batch_size", ">= 1", batch_size)
+        _check(len(dataset) >= 1, "dataset", "at least one image", len(dataset))
+        _check(
+            len(short_sides) >= 1 and all(value >= 1 for value in short_sides),
+            "short_side",
+            "positive pixels",
+            short_side,
+        )
+        _check(long_side >= max(short_sides), "long_side", f">= {max(short_sides)}", long_side)
+        _check(scale_mode in ("range", "value"), "scale_mode", "'range' or 'value'", scale_mode)
+        _check(
+            training or len(short_sides) == 1, "short_side", "one value in evaluation", short_side
+        )
+        if scale_mode == "range":
+            _check(
+                len(short_sides) <= 2 and short_sides[0] <= short_sides[-1],
+                "short_side",
+                "low, high with scale_mode 'range'",
+                short_side,
+            )
+        _check(0 <= flip_probability <= 1, "flip_probability", "within 0..1", flip_probability)
+        _check(len(mean) == 3, "mean", "three numbers", mean)
+        _check(len(std) == 3 and min(std) > 0, "std", "three positive numbers", std)
+        _check(size_divisor >= 1, "size_divisor", ">= 1", size_divisor)
+        _check(unreadable in ("skip", "stop"), "unreadable", "'skip' or 'stop'", unreadable)
+
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.training = training
+        self.short_sides = short_sides
+        self.long_side = long_side
+        self.scale_mode = scale_mode
+        self.flip_probability = flip_probability if training else 0.0
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.size_divisor = size_divisor
+        self.seed = seed
+        self.stop_at_unreadable = unreadable == "stop"
+        self.num_parallel = num_parallel
+        self.unreadable = collections.Counter()  # file name -> how often it was skipped
+        self._lock = threading.Lock()
+        # mmdetection's groups: landscape, and portrait with the square ones.
+        self._aspects = np.array([image.width / image.height for image in dataset.images])
+        landscape = self._aspects > 1
+        self._groups = [
+            g for g in (np.flatnonzero(landscape), np.flatnonzero(~landscape)) if len(g)
+        ]
+        self._is_landscape = landscape
+
+    @property
+    def steps_per_epoch(self):
+        """Batches in an epoch, the same for every epoch."""
+        return sum(-(-len(group) // self.batch_size) for group in self._groups)
+
+    def plan(self, epoch):
+        """The `EpochPlan` of an epoch (0-based): a pure function of the seed and its number."""
+        rng = np.random.default_rng([self.seed, epoch])
+        batches, counted = [], []
+        for group in self._groups:
+            steps = -(-len(group) // self.batch_size)
+            order = rng.permutation(group) if self.training else group
+            filled = np.resize(order, steps * self.batch_size)  # repeats from the start
+            window = SORTED_BATCHES * self.batch_size
+            for start in range(0, len(filled), window):
+                part = filled[start : start + window]
+                part[:] = part[np.argsort(self._aspects[part], kind="stable")]
+            batches.append(filled.reshape(steps, self.batch_size))
+            is_first = np.zeros(filled.size, bool)
+            is_first[np.unique(filled, return_index=True)[1]] = True
+            counted.append(is_first.reshape(steps, self.batch_size))
+        indices, counted = np.concatenate(batches), np.concatenate(counted)
+        if self.training:
+            indices = indices[rng.permutation(len(indices))]
+            counted = np.ones_like(counted)
+        if len(self.short_sides) == 1:
+            short_sides = np.full(indices.shape, self.short_sides[0])
+        elif self.scale_mode == "range":
+            short_sides = rng.integers(*self.short_sides, size=indices.shape, endpoint=True)
+        else:
+            short_sides = rng.choice(self.short_sides, size=indices.shape)
+        return EpochPlan(
+            indices=indices.astype(np.int64),
+            short_sides=short_sides.astype(np.int32),
+            flips=rng.random(indices.shape) < self.flip_probability,
+            counted=counted,
+        )
+
+    def for_epoch(self, epoch=0, start_batch=0):
+        """One pass over the data set.
+
+        Args:
+            epoch: 0-based; evaluation batches are the same in every epoch.
+            start_batch: number of batches to leave out at the start; they are not decoded.
+
+        Returns:
+            A `tf.data.Dataset` of `steps_per_epoch - start_batch` batches.
+
+        Example:
+            >>> for batch in pipeline.for_epoch(3):
+            ...     model(batch["images"])
+        """
+        _check(
+            0 <= start_batch <= self.steps_per_epoch,
+            "start_batch",
+            f"within 0..{self.steps_per_epoch}",
+            start_batch,
+        )
+        skipped = start_batch * self.batch_size
+        entries = tuple(entry[skipped:] for entry in self._entries(epoch))
+        return self._batches(
+            tf.data.Dataset.from_tensor_slices(entries), self.steps_per_epoch - start_batch
+        )
+
+    def training_batches(self, start_step=0):
+        """The endless sequence of batches of epochs 0, 1, 2 ..., from the given step on.
+
+        Args:
+            start_step: number of batches to leave out at the start; they are not decoded.
+
+        Returns:
+            An infinite `tf.data.Dataset`; its batch `i` is batch `start_step + i` of a run.
+
+        Example:
+            >>> batches = pipeline.training_batches(start_step=int(optimizer.iterations))
+        """
+        _check(start_step >= 0, "start_step", ">= 0", start_step)
+        first_epoch, start_batch = divmod(start_step, self.steps_per_epoch)
+
+        def entries_of(epoch):
+            entries = tf.numpy_function(
+                self._entries, [epoch], [tf.int64, tf.int32, tf.bool, tf.bool], stateful=False
+            )
+            for entry in entries:
+                entry.set_shape([self.steps_per_epoch * self.batch_size])
+            return tf.data.Dataset.from_tensor_slices(tuple(entries))
+
+        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
+        entries = epochs.flat_map(entries_of).skip(start_batch * self.batch_size)
+        return self._batches(entries, tf.data.INFINITE_CARDINALITY)
+
+    def files_of_step(self, step):
+        """File names of the images planned for a training step (0-based), for messages."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return [self.dataset.images[i].file_name for i in self.plan(epoch).indices[batch]]
+
+    def files_of_step(self, step):
+        """File names of the images in batch `step` of `training_batches()`, for error messages."""
+        epoch, batch = divmod(int(step), self.steps_per_epoch)
+        return [self.dataset.images[index].file_name for index in self.plan(epoch).indices[batch]]
+
+    # Carrying out the plan ----------------------------------------------------------------------
+
+    def _entries(self, epoch):
+        plan = self.plan(int(epoch))
+        return tuple(
+            array.ravel() for array in (plan.indices, plan.short_sides, plan.flips, plan.counted)
+        )
+
+    def _batches(self, entries, cardinality):
+        samples = entries.map(self._sample, num_parallel_calls=self.num_parallel)
+        batches = samples.padded_batch(
+            self.batch_size,
+            padding_values={
+                "images": 0.0,
+                "image_sizes": 0,
+                "original_sizes": 0,
+                "boxes": -1.0,
+                "labels": -1,
+                "image_ids": np.int64(-1),
+            },
+            drop_remainder=True,  # all are full: this makes the batch size static
+        )
+        if cardinality != tf.data.INFINITE_CARDINALITY:
+            batches = batches.apply(tf.data.experimental.assert_cardinality(cardinality))
+        options = tf.data.Options()
+        options.deterministic = True
+        # Several workers each take their part of every global batch.
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.DATA
+        )
+        return batches.prefetch(2).with_options(options)
+
+    def _sample(self, index, short_side, flip, counted):
+        pixels, boxes, labels, image_id = tf.numpy_function(
+            self._read, [index, counted], [tf.uint8, tf.float32, tf.int32, tf.int64]
+        )
+        pixels.set_shape([None, None, 3])
+        boxes.set_shape([None, 4])
+        labels.set_shape([None])
+        image_id.set_shape([])
+        original_size = tf.shape(pixels)[:2]
+        if self.flip_probability > 0:
+            # Mirrored before resizing: there are fewer bytes to move, the result is the same.
+            pixels = tf.cond(flip, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+        image = preprocess_image(pixels, short_side, self.long_side, self.mean, self.std)
+        image_size = tf.shape(image)[:2]
+
+        scale = tf.cast(image_size / original_size, tf.float32)
+        boxes *= tf.stack([scale[1], scale[0], scale[1], scale[0]])
+        height, width = tf.unstack(tf.cast(image_size, tf.float32))
+        boxes = tf.clip_by_value(boxes, 0.0, tf.stack([width, height, width, height]))
+        if self.flip_probability > 0:
+            x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
+            mirrored = tf.stack([width - x2, y1, width - x1, y2], axis=-1)
+            boxes = tf.where(flip, mirrored, boxes)
+        return {
+            "images": pad_to_multiple(image, self.size_divisor),
+            "image_sizes": image_size,
+            "original_sizes": original_size,
+            "boxes": tf.where(labels[:, None] >= 0, boxes, -1.0),
+            "labels": labels,
+            "image_ids": image_id,
+        }
+
+    def _read(self, index, counted):
+        """Pixels, boxes, labels and id of an image, or of the one that stands in for it."""
+        index = int(index)
+        for offset in range(len(self.dataset)):
+            candidate = (index + offset) % len(self.dataset)
+            if self._is_landscape[candidate] != self._is_landscape[index]:
+                continue
+            record = self.dataset.images[candidate]
+            try:
+                pixels = record.read()
+            except UnreadableImageError as error:
+                if self.stop_at_unreadable:
+                    raise
+                self._count(record, error)
+                continue
+            stands_in = offset > 0 and not self.training
+            image_id = record.image_id if counted and not stands_in else -1
+            boxes, labels = record.boxes, record.labels
+            if not len(boxes):
+                # One row of padding: detectors then never meet a tensor of zero boxes.
+                boxes, labels = np.full((1, 4), -1, np.float32), np.full(1, -1, np.int32)
+            return pixels, boxes, labels, np.int64(image_id)
+        raise UnreadableImageError(f"{self.dataset.name}: none of its images can be read")
+
+    def _count(self, record, error):
+        with self._lock:
+            self.unreadable[record.file_name] += 1
+            if self.unreadable[record.file_name] == 1:
+                logger.warning(
+                    "skipped unreadable image %s (%d so far)", error, len(self.unreadable)
+                )
+
+
+def _check(condition, name, expected, got):
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")

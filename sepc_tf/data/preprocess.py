@@ -1,0 +1,69 @@
+"""From the pixels of a file to the input of a network: one way for training, prediction, export."""
+
+import tensorflow as tf
+
+
+def resized_size(height, width, short_side, long_side):
+    """The size an image is resized to, its aspect ratio kept.
+
+    `scale = min(short_side / min(h, w), long_side / max(h, w))`; each side becomes
+    `floor(side * scale + 0.5)`. So the short side becomes `short_side`, unless the long one would
+    exceed `long_side`. The rounding is mmdetection's (`mmcv.rescale_size`), so that images have the
+    published sizes.
+
+    Args:
+        height, width: scalar integers or integer tensors, pixels.
+        short_side, long_side: scalar integers or integer tensors, pixels.
+
+    Returns:
+        int32 `[2]`, height and width, each at least 1.
+
+    Example:
+        >>> resized_size(480, 640, 800, 1333).numpy()
+        array([ 800, 1067], dtype=int32)
+    """
+    size = tf.cast(tf.stack([height, width]), tf.float64)
+    short_side, long_side = tf.cast(short_side, tf.float64), tf.cast(long_side, tf.float64)
+    scale = tf.minimum(long_side / tf.reduce_max(size), short_side / tf.reduce_min(size))
+    return tf.maximum(tf.cast(tf.floor(size * scale + 0.5), tf.int32), 1)
+
+
+def preprocess_image(image_uint8, short_side, long_side, mean, std):
+    """Resizes keeping the aspect ratio, bilinearly, and normalises: `(resize(x) - mean) / std`.
+
+    Pixel centres are at half-integers and nothing is smoothed before shrinking, as in OpenCV's
+    `INTER_LINEAR`. OpenCV computes 8-bit images in fixed point and rounds the result to whole grey
+    levels; here it stays float, hence up to about 0.6 grey levels of difference before
+    normalisation.
+
+    Args:
+        image_uint8: `[H, W, 3]` or `[B, H, W, 3]` RGB, uint8 (any real dtype works).
+        short_side, long_side: see `resized_size`, pixels.
+        mean, std: three numbers each, in grey levels (0..255), RGB order.
+
+    Returns:
+        float32 `[h, w, 3]` or `[B, h, w, 3]`, not padded.
+
+    Example:
+        >>> preprocess_image(photo, 800, 1333, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    """
+    shape = tf.shape(image_uint8)
+    size = resized_size(shape[-3], shape[-2], short_side, long_side)
+    resized = tf.image.resize(image_uint8, size, method="bilinear", antialias=False)
+    return (resized - tf.constant(mean, tf.float32)) / tf.constant(std, tf.float32)
+
+
+def pad_to_multiple(images, divisor=32):
+    """Pads `[..., h, w, C]` with zeros at the bottom and the right to multiples of `divisor`.
+
+    Example:
+        >>> pad_to_multiple(tf.zeros([1, 30, 40, 3])).shape
+        TensorShape([1, 32, 64, 3])
+    """
+    shape = tf.shape(images)
+    paddings = [[0, 0]] * (images.shape.rank - 3) + [
+        [0, -shape[-3] % divisor],
+        [0, -shape[-2] % divisor],
+        [0, 0],
+    ]
+    return tf.pad(images, paddings)
