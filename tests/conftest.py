@@ -1,4 +1,4 @@
-"""Shared fixtures: the folder of golden data (skipped with a reason where it is absent)."""
+"""Shared fixtures: golden data (skipped with a reason where absent), two replicas on one CPU."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,12 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
+import tensorflow as tf
+
+# Before anything else touches TensorFlow's devices.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 SHARED = Path(os.environ.get("SEPC_TF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -24,3 +30,9 @@ def coco128_dir():
     if not (SHARED / "data" / "coco128").is_dir():
         pytest.skip(f"no COCO images at {SHARED / 'data' / 'coco128'} (set SEPC_TF_SHARED)")
     return SHARED / "data" / "coco128"
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The one MirroredStrategy of the process, over two logical CPU devices."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
