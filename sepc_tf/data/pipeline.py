@@ -251,11 +251,6 @@ class BatchPipeline:
         epoch, batch = divmod(step, self.steps_per_epoch)
         return [self.dataset.images[i].file_name for i in self.plan(epoch).indices[batch]]
 
-    def files_of_step(self, step):
-        """File names of the images in batch `step` of `training_batches()`, for error messages."""
-        epoch, batch = divmod(int(step), self.steps_per_epoch)
-        return [self.dataset.images[index].file_name for index in self.plan(epoch).indices[batch]]
-
     # Carrying out the plan ----------------------------------------------------------------------
 
     def _entries(self, epoch):
@@ -289,8 +284,13 @@ class BatchPipeline:
         return batches.prefetch(2).with_options(options)
 
     def _sample(self, index, short_side, flip, counted):
+        # Declared stateless: tf.data runs stateful functions one after the other when op determinism
+        # is on. The only state is a counter.
         pixels, boxes, labels, image_id = tf.numpy_function(
-            self._read, [index, counted], [tf.uint8, tf.float32, tf.int32, tf.int64]
+            self._read,
+            [index, counted],
+            [tf.uint8, tf.float32, tf.int32, tf.int64],
+            stateful=False,
         )
         pixels.set_shape([None, None, 3])
         boxes.set_shape([None, 4])
