@@ -1,0 +1,235 @@
+"""COCO's own evaluation: pycocotools, original image ids, original scale, real annotations."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+METRIC_NAMES = tuple(
+    ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+)
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The twelve numbers of COCO's box evaluation, in 0..1; -1 where there is nothing to measure.
+
+    Attributes:
+        AP, AP50, AP75: average precision over IoU 0.50:0.05:0.95, at 0.50, at 0.75.
+        APs, APm, APl: the first for objects of area < 32^2, 32^2..96^2, > 96^2 pixels.
+        AR1, AR10, AR100: average recall with at most 1, 10, 100 detections an image.
+        ARs, ARm, ARl: the last by area.
+        per_class: dict from class name to AP, in label order; None for a class without objects.
+    """
+
+    AP: float
+    AP50: float
+    AP75: float
+    APs: float
+    APm: float
+    APl: float
+    AR1: float
+    AR10: float
+    AR100: float
+    ARs: float
+    ARm: float
+    ARl: float
+    per_class: dict
+
+    def to_dict(self):
+        """The metrics as a dict that can be written as JSON."""
+        return asdict(self)
+
+    @property
+    def summary(self):
+        """dict of the twelve numbers, without the classes."""
+        return {name: getattr(self, name) for name in METRIC_NAMES}
+
+    def table(self):
+        """The twelve numbers as a `rich.table.Table`."""
+        from rich.table import Table
+
+        table = Table(title="COCO box metrics")
+        for name in METRIC_NAMES:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_row(*(_percent(getattr(self, name)) for name in METRIC_NAMES))
+        return table
+
+    def class_table(self):
+        """AP of every class as a `rich.table.Table`."""
+        from rich.table import Table
+
+        table = Table(title="AP per class")
+        table.add_column("class")
+        table.add_column("AP", justify="right")
+        for name, value in self.per_class.items():
+            table.add_row(name.replace("[", r"\["), _percent(value))
+        return table
+
+
+def to_coco_results(detections, dataset):
+    """Detections of a batch in COCO's result format, in pixels of the original images.
+
+    Args:
+        detections: dict of arrays; B images, D detections each:
+            `boxes` `[B, D, 4]`, xyxy in pixels of the resized image; `scores` `[B, D]`; `classes`
+            `[B, D]`, 0-based labels, -1 where padded; `image_sizes` `[B, 2]`, height and width of
+            the resized images; `original_sizes` `[B, 2]`, of the files' images; `image_ids` `[B]`,
+            -1 for an image that is not to be counted. Further keys are ignored.
+        dataset: the `CocoDataset` of the images.
+
+    Returns:
+        A list of dicts `image_id`, `category_id`, `bbox` (x, y, width, height), `score`. Numbers
+        are not rounded.
+
+    Example:
+        >>> results = []
+        >>> for batch in pipeline.for_epoch():
+        ...     detections = detector.detect(batch["images"], batch["image_sizes"])
+        ...     results += to_coco_results({**batch, **detections}, dataset)
+    """
+    boxes, scores, classes, image_sizes, original_sizes, image_ids = (
+        np.asarray(detections[name])
+        for name in (
+            "boxes",
+            "scores",
+            "classes",
+            "image_sizes",
+            "original_sizes",
+            "image_ids",
+        )
+    )
+    scale = original_sizes.astype(np.float64) / image_sizes
+    scale = scale[:, [1, 0, 1, 0]]
+    results = []
+    for number, image_id in enumerate(image_ids):
+        if image_id < 0:
+            continue
+        kept = classes[number] >= 0
+        boxes_xyxy = boxes[number, kept].astype(np.float64) * scale[number]
+        boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], 1)
+        results += [
+            {
+                "image_id": int(image_id),
+                "category_id": int(dataset.category_ids[label]),
+                "bbox": [float(value) for value in box],
+                "score": float(score),
+            }
+            for box, score, label in zip(boxes_xywh, scores[number, kept], classes[number, kept])
+        ]
+    return results
+
+
+def evaluate_detections(dataset, results):
+    """Runs COCO's box evaluation.
+
+    Detections on crowd regions are neither right nor wrong, as COCO has it. All images of `dataset`
+    count, those without detections too.
+
+    Args:
+        dataset: a `CocoDataset`.
+        results: list in COCO's result format (`to_coco_results`, or a results file's content); may
+            be empty.
+
+    Returns:
+        `CocoMetrics`.
+
+    Raises:
+        ValueError: a result belongs to no image or category of the data set.
+
+    Example:
+        >>> evaluate_detections(dataset, json.load(open("detections.json"))).AP
+        0.397
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    image_ids = [image.image_id for image in dataset.images]
+    found = _detections_as_coco(dataset, results, set(image_ids))
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(dataset.coco, found, "bbox")
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # Axes: IoU threshold, recall, class, area range (0: all), detections per image (-1: 100).
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class = {}
+    for index, category_id in enumerate(evaluation.params.catIds):
+        values = precision[:, :, index]
+        values = values[values > -1]
+        name = dataset.class_names[dataset.category_ids.index(category_id)]
+        per_class[name] = float(values.mean()) if values.size else None
+    return CocoMetrics(
+        **{name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats)},
+        per_class=per_class,
+    )
+
+
+def write_evaluation(directory, metrics, results):
+    """Writes `metrics.json` and `detections.json`, each whole or not at all.
+
+    Args:
+        directory: where to; made when missing.
+        metrics: `CocoMetrics`.
+        results: list in COCO's result format; feeding `detections.json` to pycocotools again gives
+            the same metrics.
+
+    Example:
+        >>> write_evaluation("runs/demo/evaluation", metrics, results)
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "detections.json", results)
+    _write_json(directory / "metrics.json", metrics.to_dict(), indent=2)
+
+
+def _detections_as_coco(dataset, results, image_ids):
+    from pycocotools.coco import COCO
+
+    # `COCO.loadRes` fails on an empty list and writes into the list it is given.
+    annotations = copy.deepcopy(results)
+    categories = set(dataset.category_ids)
+    for number, annotation in enumerate(annotations):
+        if annotation["image_id"] not in image_ids or annotation["category_id"] not in categories:
+            raise ValueError(
+                f"results[{number}]: image_id {annotation['image_id']} or category_id "
+                f"{annotation['category_id']} is not in {dataset.name}"
+            )
+        annotation["id"] = number + 1
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        annotation["iscrowd"] = 0
+    found = COCO()
+    found.dataset = {
+        "images": dataset.coco.dataset["images"],
+        "categories": dataset.coco.dataset["categories"],
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        found.createIndex()
+    return found
+
+
+def _percent(value):
+    """A metric in percent, the way it is published; a dash where there is none."""
+    return "-" if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+def _write_json(path, content, indent=None):
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
+    ) as file:
+        try:
+            json.dump(content, file, indent=indent)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

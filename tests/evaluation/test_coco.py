@@ -1,0 +1,198 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+
+from sepc_tf.data.coco import CocoDataset
+from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+
+
+@pytest.fixture(scope="module")
+def coco128(coco128_dir):
+    return CocoDataset.load(
+        coco128_dir / "annotations" / "instances_train2017.json", coco128_dir / "train2017"
+    )
+
+
+def small_dataset(annotations, images=2):
+    content = {
+        "images": [
+            {"id": 10 + i, "file_name": f"{i}.jpg", "width": 200, "height": 100}
+            for i in range(images)
+        ],
+        "annotations": [
+            {"id": i + 1, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a}
+            for i, a in enumerate(annotations)
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "ant"}],
+    }
+    return CocoDataset.from_content(content, lambda name: None, "small")
+
+
+def truth_as_results(dataset):
+    return [
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "score": 1.0,
+        }
+        for a in dataset.coco.anns.values()
+        if not a["iscrowd"]
+    ]
+
+
+def noisy_results(dataset, seed=0):
+    """Truth moved and scored at random, with wrong ones in between."""
+    rng = np.random.default_rng(seed)
+    results = truth_as_results(dataset)
+    for result in results:
+        box = np.array(result["bbox"])
+        result["bbox"] = (box + rng.normal(0, 0.08, 4) * box[[2, 3, 2, 3]]).tolist()
+        result["score"] = float(np.float32(rng.random()))
+        if rng.random() < 0.2:
+            result["category_id"] = int(rng.choice(dataset.category_ids))
+    return results
+
+
+def pycocotools_metrics(annotations_json, results):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations_json))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+def test_perfect_detections_on_real_annotations_give_ap_1(coco128):
+    metrics = evaluate_detections(coco128, truth_as_results(coco128))
+    assert pytest.approx(1) == metrics.AP and metrics.APs == pytest.approx(1)
+    assert pytest.approx(1) == metrics.AR100
+    assert metrics.per_class["person"] == pytest.approx(1), "label 0 is counted"
+
+
+def test_detections_on_crowds_are_not_false_positives(coco128):
+    crowds = [a for a in coco128.coco.anns.values() if a["iscrowd"]]
+    assert crowds
+    results = truth_as_results(coco128)
+    for crowd in crowds:
+        x, y, width, height = crowd["bbox"]
+        inside = [x + width / 4, y + height / 4, width / 2, height / 2]
+        on_crowd = {"image_id": crowd["image_id"], "category_id": crowd["category_id"]}
+        results.append({**on_crowd, "bbox": inside, "score": 2.0})
+    assert pytest.approx(1) == evaluate_detections(coco128, results).AP
+
+
+def test_equals_pycocotools_and_files_give_the_same_numbers_again(coco128, coco128_dir, tmp_path):
+    annotations_json = coco128_dir / "annotations" / "instances_train2017.json"
+    results = noisy_results(coco128)
+    metrics = evaluate_detections(coco128, results)
+    assert 0.1 < metrics.AP < 0.9
+    expected = pycocotools_metrics(annotations_json, json.loads(json.dumps(results)))
+    np.testing.assert_array_equal(list(metrics.summary.values()), expected)
+
+    write_evaluation(tmp_path / "out", metrics, results)
+    again = pycocotools_metrics(annotations_json, str(tmp_path / "out" / "detections.json"))
+    np.testing.assert_array_equal(again, expected)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["AP"] == metrics.AP and written["per_class"] == metrics.per_class
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "detections.json",
+        "metrics.json",
+    ]
+    classes = [value for value in metrics.per_class.values() if value is not None]
+    assert np.mean(classes) == pytest.approx(metrics.AP)
+    assert None in metrics.per_class.values(), "coco128 lacks objects of some classes"
+
+
+def test_no_detections_at_all_is_ap_0():
+    dataset = small_dataset([{"image_id": 10, "category_id": 3, "bbox": [1, 2, 30, 40]}])
+    metrics = evaluate_detections(dataset, [])
+    assert metrics.AP == 0 and metrics.AR100 == 0
+    assert metrics.APl == -1, "no large object, nothing to measure"
+    assert metrics.per_class == {"ant": 0.0, "cat": None}
+
+
+def test_results_are_not_changed_and_foreign_ones_refused():
+    dataset = small_dataset([{"image_id": 10, "category_id": 3, "bbox": [1, 2, 30, 40]}])
+    result = {"image_id": 10, "category_id": 3, "bbox": [1.0, 2.0, 30.0, 40.0], "score": 0.5}
+    evaluate_detections(dataset, [result])
+    assert set(result) == {"image_id", "category_id", "bbox", "score"}
+    with pytest.raises(ValueError, match=r"results\[1\]: image_id 99"):
+        evaluate_detections(dataset, [result, {**result, "image_id": 99}])
+    with pytest.raises(ValueError, match="category_id 4"):
+        evaluate_detections(dataset, [{**result, "category_id": 4}])
+
+
+def test_images_outside_a_cut_data_set_do_not_count():
+    boxes = [{"image_id": 10 + i, "category_id": 3, "bbox": [1, 2, 30, 40]} for i in range(2)]
+    dataset = small_dataset(boxes)
+    found = [{**boxes[0], "score": 1.0}]
+    assert pytest.approx(0.5) == evaluate_detections(dataset, found).AR100
+    assert pytest.approx(1) == evaluate_detections(dataset.first(1), found).AR100
+
+
+def test_batch_to_results_in_original_pixels():
+    dataset = small_dataset([])
+    batch = {
+        "boxes": np.array(
+            [[[10, 20, 50, 60], [0, 0, 8, 8]], [[1, 2, 3, 4], [0, 0, 0, 0]], [[0, 0, 9, 9]] * 2],
+            np.float32,
+        ),
+        "scores": np.array([[0.9, 0.1], [0.8, 0], [1, 1]], np.float32),
+        "classes": np.array([[1, 0], [0, -1], [1, 1]]),
+        "image_sizes": np.array([[50, 100], [33, 66], [50, 100]]),
+        "original_sizes": np.array([[100, 300], [33, 66], [100, 300]]),
+        "image_ids": np.array([10, 11, -1]),
+        "num_detections": np.array([2, 1, 2]),
+    }
+    results = to_coco_results(batch, dataset)
+    # Heights x2, widths x3; label 0 is the lowest category id; the filled-up image is left out.
+    assert results == [
+        {
+            "image_id": 10,
+            "category_id": 7,
+            "bbox": [30.0, 40.0, 120.0, 80.0],
+            "score": float(np.float32(0.9)),
+        },
+        {
+            "image_id": 10,
+            "category_id": 3,
+            "bbox": [0.0, 0.0, 24.0, 16.0],
+            "score": float(np.float32(0.1)),
+        },
+        {
+            "image_id": 11,
+            "category_id": 3,
+            "bbox": [1.0, 2.0, 2.0, 2.0],
+            "score": float(np.float32(0.8)),
+        },
+    ]
+
+
+def test_tables_show_percent():
+    from rich.console import Console
+
+    dataset = small_dataset([{"image_id": 10, "category_id": 3, "bbox": [1, 2, 30, 40]}])
+    metrics = evaluate_detections(dataset, truth_as_results(dataset))
+    console = Console(width=120, file=io.StringIO())
+    console.print(metrics.table())
+    console.print(metrics.class_table())
+    text = console.file.getvalue()
+    assert "100.0" in text and "ant" in text and "-" in text
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path):
+    dataset = small_dataset([{"image_id": 10, "category_id": 3, "bbox": [1, 2, 30, 40]}])
+    metrics = evaluate_detections(dataset, [])
+    write_evaluation(tmp_path, metrics, [])
+    with pytest.raises(TypeError):
+        write_evaluation(tmp_path, metrics, [{"score": object()}])
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+    assert len(list(tmp_path.iterdir())) == 2
