@@ -81,6 +81,7 @@ class DataConfig:
     mean: list[float] = field(default_factory=lambda: [123.675, 116.28, 103.53])
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
     size_divisor: int = 32
+    skip_empty_images: bool = False  # leave images without boxes out of training
     corrupt_images: str = "skip"  # skip (named and counted) | stop
 
 

@@ -65,12 +65,14 @@ class _Block(keras.layers.Layer):
 
     Bottleneck: 1x1 to `width` channels, 3x3 (strided, grouped, perhaps deformable), 1x1 to
     `filters`. Basic: two 3x3 of `filters` channels, the first strided. The shortcut is a strided
-    1x1 convolution where the shape changes. A norm follows every convolution, a ReLU all but the
+    1x1 convolution where the shape changes (`project`). A norm follows every convolution, a ReLU all but the
     last. Sublayers are named as torchvision's: `conv1`, `bn1`, ..., `downsample_conv`,
     `downsample_bn`.
     """
 
-    def __init__(self, filters, width, strides, bottleneck, groups, deformable, norm, frozen, **kw):
+    def __init__(
+        self, filters, width, strides, project, bottleneck, groups, deformable, norm, frozen, **kw
+    ):
         super().__init__(**kw)
         self.filters = filters
         self.strides = strides
@@ -88,9 +90,10 @@ class _Block(keras.layers.Layer):
                 self._conv("conv2", filters, 3, deformable=deformable),
             ]
         self.norms = [self._bn(f"bn{i + 1}") for i in range(len(self.convs))]
-        # Dropped by `build` where input and output have the same shape.
-        self.downsample_conv = self._conv("downsample_conv", filters, 1, strides)
-        self.downsample_bn = self._bn("downsample_bn")
+        self.downsample_conv = self.downsample_bn = None
+        if project:
+            self.downsample_conv = self._conv("downsample_conv", filters, 1, strides)
+            self.downsample_bn = self._bn("downsample_bn")
 
     def _conv(self, name, filters, kernel_size, strides=1, groups=1, deformable=False):
         options = {
@@ -110,9 +113,7 @@ class _Block(keras.layers.Layer):
         return BackboneNormalization(self._norm, dtype=self.dtype_policy, name=name)
 
     def build(self, input_shape):
-        if self.strides == 1 and input_shape[-1] == self.filters:
-            self.downsample_conv = self.downsample_bn = None
-        else:
+        if self.downsample_conv is not None:
             self.downsample_conv.build(input_shape)
             self.downsample_bn.build(self.downsample_conv.compute_output_shape(input_shape))
         shape = tuple(input_shape)
@@ -233,6 +234,7 @@ class ResNet(keras.layers.Layer):
                         filters=4 * planes if bottleneck else planes,
                         width=planes * base_width // 64 * groups,
                         strides=2 if stage > 1 and block == 0 else 1,
+                        project=block == 0 and (stage > 1 or bottleneck),
                         bottleneck=bottleneck,
                         groups=groups,
                         deformable=stage + 1 in self.deformable_stages,

@@ -170,6 +170,8 @@ def annotation_problems(content, image_dir):
             found.add(f"duplicate {label} id", f"{label} id {number}")
     for number in _repeated(category["id"] for category in content["categories"]):
         found.add("duplicate category id", f"category id {number}")
+    for name in _repeated(category["name"] for category in content["categories"]):
+        found.add("category name used twice", name)
     for name in _repeated(image["file_name"] for image in content["images"]):
         found.add("file listed twice", name)
 
@@ -294,6 +296,7 @@ _KINDS = {
     "box outside image": (WARNING, "left out of training"),
     "box partly outside image": (WARNING, "clipped in training"),
     "degenerate box": (WARNING, "left out of training (width, height < 1 or area 0)"),
+    "category name used twice": (WARNING, "one line for both in the table per class"),
     "file listed twice": (WARNING, "counts twice"),
 }
 

@@ -1,7 +1,6 @@
 """Data sets in COCO format: an annotation file and a folder of images."""
 
 import contextlib
-import copy
 import dataclasses
 import io
 import logging
@@ -186,7 +185,7 @@ def _raise_or_log(problems, annotations_json):
 def _as_coco(content):
     from pycocotools.coco import COCO
 
-    content = {**content, "annotations": copy.deepcopy(content["annotations"])}
+    content = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}
     for annotation in content["annotations"]:
         # pycocotools needs both keys; data sets without crowds often leave them out.
         if annotation.get("iscrowd") is None:

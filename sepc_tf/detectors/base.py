@@ -10,7 +10,6 @@ import keras_cv
 import tensorflow as tf
 
 from sepc_tf import compat
-from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.boxes import clip_boxes
 from sepc_tf.ops.coders import BoxCoder, TBLRCoder

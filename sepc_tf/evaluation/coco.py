@@ -1,7 +1,6 @@
 """COCO's own evaluation: pycocotools, original image ids, original scale, real annotations."""
 
 import contextlib
-import copy
 import io
 import json
 import os
@@ -11,8 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-METRIC_NAMES = tuple(
-    ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+METRIC_NAMES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
 )
 
 
@@ -193,17 +203,16 @@ def _detections_as_coco(dataset, results, image_ids):
     from pycocotools.coco import COCO
 
     # `COCO.loadRes` fails on an empty list and writes into the list it is given.
-    annotations = copy.deepcopy(results)
+    annotations = []
     categories = set(dataset.category_ids)
-    for number, annotation in enumerate(annotations):
-        if annotation["image_id"] not in image_ids or annotation["category_id"] not in categories:
+    for number, result in enumerate(results):
+        if result["image_id"] not in image_ids or result["category_id"] not in categories:
             raise ValueError(
-                f"results[{number}]: image_id {annotation['image_id']} or category_id "
-                f"{annotation['category_id']} is not in {dataset.name}"
+                f"results[{number}]: image_id {result['image_id']} or category_id "
+                f"{result['category_id']} is not in {dataset.name}"
             )
-        annotation["id"] = number + 1
-        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
-        annotation["iscrowd"] = 0
+        area = result["bbox"][2] * result["bbox"][3]
+        annotations.append({**result, "id": number + 1, "area": area, "iscrowd": 0})
     found = COCO()
     found.dataset = {
         "images": dataset.coco.dataset["images"],

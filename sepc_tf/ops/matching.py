@@ -8,7 +8,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from sepc_tf.ops.boxes import LAST_PIXEL, check_convention, pairwise_intersections, pairwise_iou
+from sepc_tf.ops.boxes import check_convention, pairwise_iou
 
 BACKGROUND = -1
 IGNORED = -2

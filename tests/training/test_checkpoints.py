@@ -59,7 +59,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_a_misfit_lists_every_difference_and_assigns_nothing():
     variables = {name: tf.Variable(tf.zeros(2)) for name in "abc"}
     arrays = {"a": np.ones(2, np.float32), "b": np.ones(3, np.float32), "d": np.ones(1)}
-    with pytest.raises(CheckpointError, match="(?s)missing: c.*unexpected: d.*b: shape") as error:
+    with pytest.raises(CheckpointError, match=r"(?s)missing: c.*unexpected: d.*b: shape") as error:
         assign_variables(variables, arrays, "x.npz")
     assert "x.npz" in str(error.value)
     np.testing.assert_array_equal(variables["a"].numpy(), np.zeros(2))
