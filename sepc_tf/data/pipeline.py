@@ -284,8 +284,8 @@ class BatchPipeline:
         return batches.prefetch(2).with_options(options)
 
     def _sample(self, index, short_side, flip, counted):
-        # Declared stateless: tf.data runs stateful functions one after the other when op determinism
-        # is on. The only state is a counter.
+        # Declared stateless, its only state being a counter: with op determinism on, tf.data runs
+        # stateful functions one after the other.
         pixels, boxes, labels, image_id = tf.numpy_function(
             self._read,
             [index, counted],
