@@ -1,0 +1,182 @@
+"""Pictures: boxes on images, predictions beside ground truth, curves of a training."""
+
+import colorsys
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MIN_PICTURE_SIDE = 320  # smaller images are enlarged before they are drawn on
+PANEL_TITLE_HEIGHT = 22
+GAP = 4
+
+
+def draw_detections(image, boxes, labels, scores=None, names=None):
+    """Draws boxes with class names and scores on an image.
+
+    Each class has its colour. Lines and letters grow with the image, and small images (longer side
+    below 320 px) are enlarged by a whole factor first, so that a picture can be read at any size.
+    Names stay inside the image. The best score is drawn last, on top.
+
+    Args:
+        image: uint8 `[H, W, 3]` RGB.
+        boxes: `[n, 4]`, xyxy in pixels of `image`.
+        labels: `[n]` integers, 0-based; entries below 0 (padding) are not drawn.
+        scores: `[n]` in 0..1; None draws names alone, as for ground truth.
+        names: class name of every label; None shows the numbers.
+
+    Returns:
+        uint8 `[k H, k W, 3]`, k = 1 unless the image is small.
+
+    Raises:
+        ValueError: shapes do not fit together.
+
+    Example:
+        >>> picture = draw_detections(image, [[10, 20, 200, 180]], [0], [0.93], ["cat"])
+        >>> Image.fromarray(picture).save("cat.png")
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image: expected uint8 [H, W, 3], got {image.dtype} {image.shape}")
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    labels = np.asarray(labels, np.int64).reshape(-1)
+    shown_scores = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
+    for name, values in (("labels", labels), ("scores", shown_scores)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"{name}: expected {len(boxes)}, one per box, got {len(values)}")
+
+    factor = max(1, math.ceil(MIN_PICTURE_SIDE / max(image.shape[:2])))
+    canvas = Image.fromarray(image)
+    enlarged = (canvas.width * factor, canvas.height * factor)
+    canvas = canvas.resize(enlarged, Image.Resampling.BICUBIC)
+    side = math.sqrt(canvas.width * canvas.height)
+    line = max(1, round(side / 260))
+    font = _font(max(11, min(48, round(side / 38))))
+    draw = ImageDraw.Draw(canvas)
+    order = range(len(boxes)) if shown_scores is None else np.argsort(shown_scores, kind="stable")
+    for index in order:
+        label = int(labels[index])
+        if label < 0:
+            continue
+        text = str(label) if names is None else str(names[label])
+        if shown_scores is not None:
+            text += f" {shown_scores[index]:.2f}"
+        _draw_box(draw, canvas.size, boxes[index] * factor, text, class_colour(label), line, font)
+    return np.asarray(canvas)
+
+
+def prediction_grid(rows, names=None):
+    """Predictions on the left, ground truth on the right, one image a row.
+
+    Args:
+        rows: list of (image, prediction, truth): uint8 `[H, W, 3]`; prediction a tuple (boxes,
+            labels, scores), truth a tuple (boxes, labels), as in `draw_detections`.
+        names: class name of every label.
+
+    Returns:
+        uint8 `[H', W', 3]`; shapes of the images may differ.
+
+    Example:
+        >>> grid = prediction_grid([(image, (boxes, labels, scores), (true_boxes, true_labels))])
+        >>> tf.summary.image("predictions", grid[None], step=0)
+    """
+    if not rows:
+        raise ValueError("rows: expected at least one image, got none")
+    pictures = [
+        (
+            draw_detections(image, prediction[0], prediction[1], prediction[2], names),
+            draw_detections(image, truth[0], truth[1], names=names),
+        )
+        for image, prediction, truth in rows
+    ]
+    width = max(left.shape[1] for left, _ in pictures)
+    height = PANEL_TITLE_HEIGHT + sum(left.shape[0] + GAP for left, _ in pictures)
+    canvas = Image.new("RGB", (2 * width + GAP, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(("prediction", "ground truth")):
+        draw.text((column * (width + GAP) + 4, 3), title, fill="black", font=_font(14))
+    top = PANEL_TITLE_HEIGHT
+    for pair in pictures:
+        for column, picture in enumerate(pair):
+            canvas.paste(Image.fromarray(picture), (column * (width + GAP), top))
+        top += pair[0].shape[0] + GAP
+    return np.asarray(canvas)
+
+
+def plot_training_curves(curves, path):
+    """Draws one panel per group of curves over the training step, and writes a PNG.
+
+    Args:
+        curves: dict from panel title ("loss", "AP") to a dict from curve name to (steps, values);
+            values that are not finite are left out.
+        path: of the PNG; its folder is made when missing.
+
+    Example:
+        >>> plot_training_curves({"AP": {"sepc_lite": ([125, 250], [0.12, 0.31])}}, "curves.png")
+    """
+    # The figure alone, without pyplot: no display and no global state.
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("curves: expected at least one panel, got none")
+    columns = min(len(curves), 3)
+    lines = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(5.2 * columns, 3.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, (title, named) in zip(panels, curves.items()):
+        for name, (steps, values) in named.items():
+            steps, values = np.asarray(steps), np.asarray(values, np.float64)
+            finite = np.isfinite(values)
+            marker = "o" if finite.sum() <= 30 else None
+            panel.plot(steps[finite], values[finite], label=name, marker=marker, markersize=3)
+        panel.set_title(title)
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        if named:
+            panel.legend(fontsize=8)
+    for panel in panels[len(curves) :]:
+        panel.set_axis_off()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def class_colour(label):
+    """The colour of a class, (red, green, blue) in 0..255: neighbouring labels differ clearly."""
+    # Steps of the golden ratio around the circle of hues never come close to one another.
+    hue = (0.02 + label * 0.61803398875) % 1.0
+    value = (1.0, 0.8)[label // 8 % 2]
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, value))
+
+
+def _draw_box(draw, size, box, text, colour, line, font):
+    width, height = size
+    # Into the picture, and never thinner than a pixel: Pillow refuses inverted rectangles.
+    x1, y1 = np.clip(box[:2], 0, (width - 1, height - 1))
+    x2, y2 = np.clip(box[2:], (x1, y1), (width - 1, height - 1))
+    draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+
+    margin = max(1, line)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    tag_width, tag_height = right - left + 2 * margin, bottom - top + 2 * margin
+    # Above the box; inside it when there is no room; always within the picture.
+    tag_x = min(max(x1, 0), max(width - tag_width, 0))
+    tag_y = y1 - tag_height if y1 >= tag_height else min(y1, max(height - tag_height, 0))
+    draw.rectangle((tag_x, tag_y, tag_x + tag_width, tag_y + tag_height), fill=colour)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    draw.text(
+        (tag_x + margin - left, tag_y + margin - top),
+        text,
+        fill="black" if luminance > 140 else "white",
+        font=font,
+    )
+
+
+@functools.lru_cache
+def _font(size):
+    # Matplotlib brings a font with it; what the system has is unknown.
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
