@@ -1,0 +1,85 @@
+"""From the `data` section of a config to data sets and batches."""
+
+from pathlib import Path
+
+from sepc_tf.config import ConfigError
+from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.demo import make_demo_dataset
+from sepc_tf.data.pipeline import BatchPipeline
+
+
+def load_split(data, split):
+    """Loads one split of the configured data set.
+
+    Args:
+        data: a `sepc_tf.config.DataConfig`. The source "demo" is generated in `data.directory`
+            when it is not there yet.
+        split: "train" or "val".
+
+    Returns:
+        A `CocoDataset`.
+
+    Raises:
+        ConfigError: a path that the source needs is not set.
+        DatasetError: the data cannot be used.
+    """
+    if data.source == "coco":
+        paths = getattr(data, split)
+        for key in ("annotations", "images"):
+            if getattr(paths, key) is None:
+                raise ConfigError(
+                    f"data.{split}.{key} is not set; data.source: coco needs an annotation file "
+                    "(data.SPLIT.annotations) and an image folder (data.SPLIT.images)"
+                )
+        return CocoDataset.load(paths.annotations, paths.images)
+    if data.directory is None:
+        raise ConfigError(f"data.directory is not set; data.source: {data.source} needs it")
+    if data.source == "demo":
+        root = Path(data.directory)
+        if not (root / "annotations" / f"instances_{split}.json").is_file():
+            make_demo_dataset(root)
+        return CocoDataset.load(root / "annotations" / f"instances_{split}.json", root / split)
+    from sepc_tf.data.tfds_source import load_tfds
+
+    return load_tfds(data.directory, {"train": "train", "val": "validation"}[split])
+
+
+def training_pipeline(dataset, config):
+    """Builds the shuffled, augmented `BatchPipeline` of a config.
+
+    Args:
+        dataset: a `CocoDataset`.
+        config: a `sepc_tf.config.Config`.
+    """
+    data = config.data
+    return BatchPipeline(
+        dataset.without_empty_images() if data.skip_empty_images else dataset,
+        batch_size=config.train.batch_size,
+        training=True,
+        short_side=data.short_side,
+        scale_mode=data.short_side_mode,
+        flip_probability=data.flip_probability,
+        seed=config.train.seed,
+        **_common_options(data),
+    )
+
+
+def evaluation_pipeline(dataset, config):
+    """Builds the `BatchPipeline` that shows every image once, as `training_pipeline`."""
+    return BatchPipeline(
+        dataset,
+        batch_size=config.train.batch_size,
+        training=False,
+        short_side=config.data.test_short_side,
+        **_common_options(config.data),
+    )
+
+
+def _common_options(data):
+    return {
+        "long_side": data.long_side,
+        "mean": data.mean,
+        "std": data.std,
+        "size_divisor": data.size_divisor,
+        "unreadable": data.corrupt_images,
+    }

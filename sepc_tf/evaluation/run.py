@@ -1,0 +1,136 @@
+"""Evaluating a detector on a data set: batches in, COCO metrics, files and pictures out."""
+
+import logging
+
+import numpy as np
+import tensorflow as tf
+
+from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+from sepc_tf.visualization import draw_detections
+
+log = logging.getLogger(__name__)
+
+PICTURES = 8  # images of predictions beside ground truth, per evaluation
+PICTURE_SCORE = 0.3  # predictions below are not drawn
+
+
+class Evaluator:
+    """Evaluates one detector as often as asked, tracing its graph once.
+
+    Args:
+        detector: a `sepc_tf.detectors.Detector`.
+        dataset: the `CocoDataset` that holds the truth.
+        pipeline: the `BatchPipeline` over it, made with `training=False`.
+        strategy: the `tf.distribute.Strategy` to run on; the current one by default.
+
+    Example:
+        >>> evaluator = Evaluator(detector, dataset, evaluation_pipeline(dataset, config))
+        >>> evaluate_detections(dataset, evaluator.detections()).AP
+        0.397
+    """
+
+    def __init__(self, detector, dataset, pipeline, strategy=None):
+        self.detector = detector
+        self.dataset = dataset
+        self.pipeline = pipeline
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self._detect = tf.function(self._detect_batch, reduce_retracing=True)
+
+    def detections(self):
+        """Returns all detections as a list in COCO's result format."""
+        results = []
+        for batch in self.strategy.experimental_distribute_dataset(self.pipeline.for_epoch()):
+            outputs = {name: value.numpy() for name, value in self._detect(batch).items()}
+            results += to_coco_results(outputs, self.dataset)
+        return results
+
+    def evaluate_and_log(self, writer, step):
+        """Evaluates, and writes the metrics and some pictures for TensorBoard.
+
+        Args:
+            writer: a `tf.summary` file writer.
+            step: the training step.
+
+        Returns:
+            dict of the 12 COCO numbers.
+        """
+        results = self.detections()
+        metrics = evaluate_detections(self.dataset, results).to_dict()
+        per_class = metrics.pop("per_class")
+        with writer.as_default(step=step):
+            for name, value in metrics.items():
+                tf.summary.scalar(f"coco/{name}", value)
+            for name, value in per_class.items():
+                if value is not None:
+                    tf.summary.scalar(f"coco_per_class/{name}", value)
+            for index, picture in enumerate(self.pictures(results)):
+                tf.summary.image(f"predictions_left_truth_right/{index}", picture[None])
+        writer.flush()
+        return metrics
+
+    def pictures(self, results):
+        """Draws predictions (left) beside the ground truth (right) for the first images.
+
+        Args:
+            results: what `detections` returned.
+
+        Returns:
+            list of `[height, 2 width, 3]` uint8 images.
+        """
+        label_of = {number: label for label, number in enumerate(self.dataset.category_ids)}
+        pictures = []
+        for record in self.dataset.images[:PICTURES]:
+            image = record.read()
+            shown = [
+                result
+                for result in results
+                if result["image_id"] == record.image_id and result["score"] >= PICTURE_SCORE
+            ]
+            boxes = np.array([result["bbox"] for result in shown], np.float32).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            labels = [label_of[result["category_id"]] for result in shown]
+            names = self.dataset.class_names
+            predicted = draw_detections(
+                image, boxes, labels, scores=[result["score"] for result in shown], names=names
+            )
+            truth = draw_detections(image, record.boxes, record.labels, names=names)
+            pictures.append(np.concatenate([predicted, truth], axis=1))
+        return pictures
+
+    def _detect_batch(self, batch):
+        def detect(batch):
+            detections = self.detector.detect(batch["images"], batch["image_sizes"])
+            names = ("image_ids", "image_sizes", "original_sizes")
+            return {**detections, **{name: batch[name] for name in names}}
+
+        outputs = self.strategy.run(detect, args=(batch,))
+        if self.strategy.num_replicas_in_sync == 1:
+            return outputs
+        return {name: self.strategy.gather(value, axis=0) for name, value in outputs.items()}
+
+
+def evaluate_run(run, dataset, pipeline, out_dir):
+    """Evaluates a trained detector and writes `metrics.json` and `detections.json`.
+
+    Args:
+        run: a `sepc_tf.runs.Run`.
+        dataset: the `CocoDataset` with the truth.
+        pipeline: the `BatchPipeline` over it, made with `training=False`.
+        out_dir: where the files go.
+
+    Returns:
+        `CocoMetrics`.
+
+    Raises:
+        ValueError: the data set's categories are not those the detector was trained for.
+    """
+    trained = [category["id"] for category in run.categories]
+    if trained != list(dataset.category_ids):
+        raise ValueError(
+            f"{dataset.name} has category ids {list(dataset.category_ids)}, the detector was "
+            f"trained for {trained}"
+        )
+    results = Evaluator(run.detector, dataset, pipeline).detections()
+    metrics = evaluate_detections(dataset, results)
+    write_evaluation(out_dir, metrics, results)
+    return metrics

@@ -1,0 +1,45 @@
+"""From uint8 images of any size to boxes in their own pixels, in one function of the graph.
+
+`predict`, `evaluate` on single images, and the exported SavedModel all run this function, so what
+is served is what was measured.
+"""
+
+import tensorflow as tf
+
+from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
+
+
+def detect_images(detector, data, images):
+    """Detects objects in a batch of equally sized images.
+
+    Resizes as the evaluation does (shorter side to `data.test_short_side` unless the longer one
+    would pass `data.long_side`), normalises, pads to a multiple of `data.size_divisor`, runs the
+    detector, and maps the boxes back.
+
+    Args:
+        detector: a `sepc_tf.detectors.Detector`.
+        data: a `sepc_tf.config.DataConfig`.
+        images: `[batch, height, width, 3]` uint8, RGB.
+
+    Returns:
+        dict of `boxes` `[batch, D, 4]` float32 xyxy in pixels of `images`, `scores` `[batch, D]`
+        float32, `classes` `[batch, D]` int32 (-1 past the end) and `num_detections` `[batch]`
+        int32; D is the detector's `max_detections`.
+    """
+    batch, height, width = tf.unstack(tf.shape(images)[:3])
+    resized = preprocess_image(
+        images,
+        short_side=data.test_short_side,
+        long_side=data.long_side,
+        mean=data.mean,
+        std=data.std,
+    )
+    size = tf.shape(resized)[1:3]
+    detections = detector.detect(
+        pad_to_multiple(resized, data.size_divisor), tf.tile(size[None], [batch, 1])
+    )
+    scale = tf.cast(tf.stack([width, height]), tf.float32) / tf.cast(size[::-1], tf.float32)
+    limit = tf.cast(tf.stack([width, height, width, height]), tf.float32)
+    boxes = tf.clip_by_value(detections["boxes"] * tf.tile(scale, [2]), 0.0, limit)
+    present = detections["classes"] >= 0
+    return {**detections, "boxes": tf.where(present[..., None], boxes, 0.0)}

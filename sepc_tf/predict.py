@@ -1,0 +1,171 @@
+"""Predictions for image files: boxes, pictures, JSON."""
+
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from sepc_tf.data.images import UnreadableImageError, read_image
+from sepc_tf.inference import detect_images
+from sepc_tf.training.callbacks import write_json
+from sepc_tf.visualization import draw_detections
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first.
+
+    Attributes:
+        boxes: `[n, 4]` float32, xyxy in pixels of the image.
+        scores: `[n]` float32 in 0..1.
+        classes: `[n]` int32, index into `names`.
+        names: `n` class names.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    names: list
+
+
+class Predictor:
+    """Runs a detector on single images; keep one object for many images.
+
+    Args:
+        run: a `sepc_tf.runs.Run`.
+
+    Example:
+        >>> detections = Predictor(load_run("runs/demo"))("image.jpg")
+        >>> detections.names[0], detections.boxes[0]
+    """
+
+    def __init__(self, run):
+        self.categories = run.categories
+        self._detect = tf.function(
+            functools.partial(detect_images, run.detector, run.config.data),
+            input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
+        )
+
+    def __call__(self, image):
+        """Detects objects in one image.
+
+        Args:
+            image: a path, or `[height, width, 3]` uint8 RGB.
+
+        Returns:
+            `Detections`.
+
+        Raises:
+            UnreadableImageError: the file cannot be read.
+            ValueError: the array has another shape or type.
+        """
+        if isinstance(image, str | Path):
+            image = read_image(image)
+        image = np.asarray(image)
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"image: expected [height, width, 3] uint8, got {image.shape} {image.dtype}"
+            )
+        result = {name: value[0].numpy() for name, value in self._detect(image[None]).items()}
+        count = int(result["num_detections"])
+        classes = result["classes"][:count]
+        return Detections(
+            boxes=result["boxes"][:count],
+            scores=result["scores"][:count],
+            classes=classes,
+            names=[self.categories[index]["name"] for index in classes],
+        )
+
+
+def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
+    """Predicts for image files and folders; draws each and writes `predictions.json`.
+
+    Args:
+        run: a `sepc_tf.runs.Run`.
+        paths: image files or folders (searched recursively).
+        out_dir: where the pictures and `predictions.json` go.
+        min_score: boxes below are not drawn; the JSON has them all.
+        limit: at most so many images.
+
+    Returns:
+        (`dict[str, Detections]` by file name, `dict[str, str]` of errors of unreadable files).
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    predictor = Predictor(run)
+    found, failed, used = {}, {}, set()
+    for path in list_images(paths)[:limit]:
+        try:
+            image = read_image(path)
+        except UnreadableImageError as error:
+            failed[str(path)] = str(error)
+            log.warning("skipped: %s", error)
+            continue
+        detections = predictor(image)
+        found[str(path)] = detections
+        drawn = detections.scores >= min_score
+        picture = draw_detections(
+            image,
+            detections.boxes[drawn],
+            detections.classes[drawn],
+            scores=detections.scores[drawn],
+            names=[category["name"] for category in run.categories],
+        )
+        Image.fromarray(picture).save(out_dir / _unused_name(path.stem, used), quality=92)
+    write_json(
+        out_dir / "predictions.json",
+        {
+            "images": [
+                {
+                    "file": name,
+                    "detections": [
+                        {
+                            "category_id": run.categories[c]["id"],
+                            "name": run.categories[c]["name"],
+                            "score": float(score),
+                            "box_xyxy": [float(v) for v in box],
+                        }
+                        for box, score, c in zip(d.boxes, d.scores, d.classes)
+                    ],
+                }
+                for name, d in found.items()
+            ],
+            "unreadable": [{"file": name, "error": text} for name, text in failed.items()],
+        },
+    )
+    return found, failed
+
+
+def list_images(paths):
+    """Returns the image files of files and folders, sorted within each folder.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+    """
+    files = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path} does not exist; expected an image file or a folder")
+    return files
+
+
+def _unused_name(stem, used):
+    """A picture's file name; images of equal names in two folders are told apart."""
+    name, number = f"{stem}.jpg", 1
+    while name in used:
+        number += 1
+        name = f"{stem}_{number}.jpg"
+    used.add(name)
+    return name
