@@ -1,0 +1,238 @@
+"""Weights under the names and layouts of mmdetection 1.x (and torchvision) state dicts.
+
+Import and export are one correspondence between our variables and their keys, made from the
+variables' paths: the segments of a path are translated one by one.
+"""
+
+import dataclasses
+import fnmatch
+import re
+
+import numpy as np
+
+from sepc_tf.checkpoints.variables import named_variables
+
+
+class CheckpointError(ValueError):
+    """A file or state dict that cannot be imported; the message lists everything wrong with it."""
+
+
+# (our path segment, theirs). The first match wins; a match covers the whole segment.
+_SEGMENTS = [
+    # ResNet
+    (r"(conv|bn)(\d)", r"\1\2"),
+    (r"layer(\d)_(\d+)", r"layer\1.\2"),
+    (r"downsample_conv", "downsample.0"),
+    (r"downsample_bn", "downsample.1"),
+    # FPN: the outputs of P3, P4, ... are numbered from 0
+    (r"lateral_c(\d)", lambda m: f"lateral_convs.{int(m[1]) - 3}.conv"),
+    (r"output_p(\d)", lambda m: f"fpn_convs.{int(m[1]) - 3}.conv"),
+    # SEPC
+    (r"pconv_(\d+)", r"Pconvs.\1"),
+    (r"coarser", "Pconv.0"),
+    (r"same", "Pconv.1"),
+    (r"finer", "Pconv.2"),
+    (r"norm", "bn"),
+    (r"cls_conv", "cconv"),
+    (r"cls_norm", "cbn"),
+    (r"box_conv", "lconv"),
+    (r"box_norm", "lbn"),
+    # RetinaNet's towers and final convolutions
+    (r"cls_conv_(\d+)", r"cls_convs.\1.conv"),
+    (r"box_conv_(\d+)", r"reg_convs.\1.conv"),
+    (r"classification", "retina_cls"),
+    (r"box", "retina_reg"),
+    # deformable convolutions
+    (r"offset", "conv_offset"),
+]
+
+# our variable -> (their name, layout)
+_VARIABLES = {
+    "kernel": ("weight", "hwio"),
+    "bias": ("bias", "same"),
+    "gamma": ("weight", "same"),
+    "beta": ("bias", "same"),
+    "moving_mean": ("running_mean", "same"),
+    "moving_variance": ("running_var", "same"),
+}
+
+_TO_THEIRS = {"hwio": (3, 2, 0, 1), "same": None}  # HWIO -> OIHW
+_TO_OURS = {"hwio": (2, 3, 1, 0), "same": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportReport:
+    """What `import_state_dict` did.
+
+    Attributes:
+        assigned: (path of our variable, key of the checkpoint) pairs.
+        ignored: keys of the checkpoint that were left out because `ignore` says so.
+        kept: paths of our variables that kept their value because `ignore` covers their keys.
+    """
+
+    assigned: list[tuple[str, str]]
+    ignored: list[str]
+    kept: list[str]
+
+    def __str__(self):
+        lines = [f"{len(self.assigned)} variables assigned"]
+        lines += [f"  {path} <- {key}" for path, key in self.assigned]
+        if self.ignored:
+            lines += [f"{len(self.ignored)} keys of the checkpoint ignored"]
+            lines += [f"  {key}" for key in self.ignored]
+        if self.kept:
+            lines += [f"{len(self.kept)} variables kept their values"]
+            lines += [f"  {path}" for path in self.kept]
+        return "\n".join(lines)
+
+
+def mmdet_names(model):
+    """Where each variable of a model is found in a state dict of mmdetection 1.x.
+
+    Args:
+        model: a built detector (with attributes `backbone`, `fpn`, `towers`, `head`), or one of
+            its parts: `ResNet`, `FPN`, `SEPC`, `ConvTowers`, `PConv`, an integrated norm. The keys
+            of a part are those of the authors' module alone, without a prefix.
+
+    Returns:
+        dict of path (as in `named_variables`) -> (key, layout); layout "hwio" means that our
+        `[k, k, in, out]` is their `[out, in, k, k]`, "same" that the arrays are equal.
+
+    Raises:
+        CheckpointError: a variable has no counterpart in mmdetection.
+
+    Example:
+        >>> mmdet_names(fpn)["lateral_c3/kernel"]
+        ('lateral_convs.0.conv.weight', 'hwio')
+    """
+    return {path: (key, layout) for path, (_, key, layout) in _correspondence(model).items()}
+
+
+def import_state_dict(model, state_dict, *, ignore=()):
+    """Assigns a state dict of mmdetection 1.x or torchvision to a model, all of it or nothing.
+
+    `num_batches_tracked` of a norm that exists is accepted and not used.
+
+    Args:
+        model: as in `mmdet_names`.
+        state_dict: dict of key -> numpy array in PyTorch's layout.
+        ignore: patterns (as in `fnmatch`) of keys that are neither read nor required, e.g.
+            `("bbox_head.retina_cls.*",)` to keep the new classifier of another set of classes.
+
+    Returns:
+        `ImportReport`.
+
+    Raises:
+        CheckpointError: lists every unexpected, missing and wrongly shaped key; nothing has been
+            assigned then.
+
+    Example:
+        >>> print(import_state_dict(detector, read_state_dict("retinanet_sepc.pth")))
+    """
+    names = _correspondence(model)
+    kept = [path for path, (_, key, _) in names.items() if _matches(key, ignore)]
+    wanted = {path: entry for path, entry in names.items() if path not in set(kept)}
+    keys = {key for _, key, _ in names.values()}
+    counters = {_counter(key) for key in keys if key.endswith(".running_mean")}
+    counters |= {"num_batches_tracked"} if "running_mean" in keys else set()
+    ignored = [key for key in state_dict if _matches(key, ignore)]
+    problems = [
+        f"unexpected: {key} {np.shape(value)}"
+        for key, value in state_dict.items()
+        if key not in keys and key not in counters and not _matches(key, ignore)
+    ]
+    values = []
+    for path, (variable, key, layout) in wanted.items():
+        shape = tuple(_transposed(np.empty(variable.shape, bool), _TO_THEIRS[layout]).shape)
+        if key not in state_dict:
+            problems.append(f"missing: {key} {shape} (for {path})")
+        elif np.shape(state_dict[key]) != shape:
+            problems.append(
+                f"wrong shape: {key}: expected {shape}, got {np.shape(state_dict[key])} "
+                f"(for {path})"
+            )
+        else:
+            value = np.asarray(state_dict[key], np.float32)
+            values.append((variable, _transposed(value, _TO_OURS[layout])))
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint does not fit {model.name!r} ({len(problems)} problems, nothing was "
+            "assigned):\n  " + "\n  ".join(problems)
+        )
+    for variable, value in values:
+        variable.assign(value)
+    return ImportReport([(path, key) for path, (_, key, _) in wanted.items()], ignored, kept)
+
+
+def export_state_dict(model):
+    """The state dict of mmdetection 1.x that `import_state_dict` would read back.
+
+    Args:
+        model: as in `mmdet_names`.
+
+    Returns:
+        dict of key -> numpy array, float32 in PyTorch's layout; `num_batches_tracked` is an int64
+        zero for each norm.
+
+    Example:
+        >>> np.savez("retinanet_sepc.npz", **export_state_dict(detector))
+    """
+    state_dict = {}
+    for variable, key, layout in _correspondence(model).values():
+        value = np.asarray(variable, np.float32)
+        state_dict[key] = np.ascontiguousarray(_transposed(value, _TO_THEIRS[layout]))
+        if key.rpartition(".")[2] == "running_var":
+            state_dict[_counter(key)] = np.zeros([], np.int64)
+    return state_dict
+
+
+def _correspondence(model):
+    """path -> (variable, key, layout) of a detector or of one of its parts."""
+    if not all(hasattr(model, part) for part in ("backbone", "fpn", "towers", "head")):
+        return {
+            path: (variable, *_translate(path)) for path, variable in named_variables(model).items()
+        }
+    # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
+    has_sepc = hasattr(model.towers, "pconvs")
+    prefixes = {
+        "backbone": "backbone.",
+        "fpn": "neck.0." if has_sepc else "neck.",
+        "towers": "neck.1." if has_sepc else "bbox_head.",
+        "head": "bbox_head.",
+    }
+    names = {}
+    for part, prefix in prefixes.items():
+        for path, variable in named_variables(getattr(model, part)).items():
+            key, layout = _translate(path)
+            names[f"{part}/{path}"] = (variable, prefix + key, layout)
+    return names
+
+
+def _translate(path):
+    *segments, name = path.split("/")
+    if name not in _VARIABLES:
+        raise CheckpointError(f"variable {path!r} has no counterpart in mmdetection")
+    theirs, layout = _VARIABLES[name]
+    keys = []
+    for segment in segments:
+        for pattern, replacement in _SEGMENTS:
+            if re.fullmatch(pattern, segment):
+                keys.append(re.sub(pattern, replacement, segment))
+                break
+        else:
+            raise CheckpointError(
+                f"variable {path!r} has no counterpart in mmdetection (at {segment!r})"
+            )
+    return ".".join([*keys, theirs]), layout
+
+
+def _counter(key):
+    return ".".join([*key.split(".")[:-1], "num_batches_tracked"])
+
+
+def _matches(key, patterns):
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _transposed(array, axes):
+    return array if axes is None else np.transpose(array, axes)
