@@ -1,0 +1,173 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sepc_tf.data.check import DatasetError, check_dataset, read_annotations
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_dataset.py"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A valid data set of three images; `content` is changed by the tests, then written."""
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.jpg")
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{n}.jpg", "width": 60, "height": 40}
+            for i, n in enumerate("abc")
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 5, "bbox": [1, 2, 20, 20], "area": 400}
+        ],
+        "categories": [{"id": 5, "name": "cat"}],
+    }
+    return tmp_path, content
+
+
+def report_of(folder, decode=True):
+    root, content = folder
+    (root / "a.json").write_text(json.dumps(content))
+    return check_dataset(root / "a.json", root / "images", decode=decode)
+
+
+def kinds(problems):
+    return {problem.kind: problem.count for problem in problems}
+
+
+def test_valid_data_set_has_no_problems(folder):
+    report = report_of(folder)
+    assert not report.problems
+    assert (report.num_images, report.num_annotations, report.images_without_boxes) == (3, 1, 2)
+
+
+def test_every_kind_of_error_is_found_and_counted(folder):
+    root, content = folder
+    annotation = content["annotations"][0]
+    content["images"] += [
+        {"id": 2, "file_name": "c.jpg", "width": 60, "height": 40},  # id and file again
+        {"id": 7, "file_name": "gone.jpg", "width": 60, "height": 40},
+        {"id": 8, "file_name": "turned.jpg", "width": 60, "height": 40},
+        {"id": 9, "file_name": "cut.jpg", "width": 60, "height": 40},
+        {"id": 10, "file_name": "sub/d.jpg", "width": 0, "height": 40},
+    ]
+    Image.new("RGB", (40, 60)).save(root / "images" / "turned.jpg")
+    (root / "images" / "cut.jpg").write_bytes((root / "images" / "a.jpg").read_bytes()[:400])
+    (root / "images" / "sub").mkdir()
+    Image.new("RGB", (60, 40)).save(root / "images" / "sub" / "d.jpg")
+    content["annotations"] += [
+        {**annotation},  # id again
+        {**annotation, "id": 2, "category_id": 6},
+        {**annotation, "id": 3, "image_id": 99},
+        {**annotation, "id": 4, "bbox": [70, 2, 10, 10]},
+        {**annotation, "id": 5, "bbox": [50, 2, 20, 10]},
+        {**annotation, "id": 6, "bbox": [50, 2, 0.5, 10]},
+        {**annotation, "id": 7, "area": 0},
+        {**annotation, "id": 8, "bbox": [50, 2, 10.9, 10]},  # within the tolerance
+    ]
+    content["categories"] += [{"id": 5, "name": "cat"}]
+    report = report_of(folder)
+    assert kinds(report.errors) == {
+        "missing image": 1,
+        "corrupt image": 1,
+        "size differs from the file's": 2,
+        "duplicate image id": 1,
+        "duplicate annotation id": 1,
+        "duplicate category id": 1,
+        "unknown category": 1,
+        "unknown image": 1,
+        "bad image size": 1,
+    }
+    assert kinds(report.warnings) == {
+        "box outside image": 1,
+        "box partly outside image": 1,
+        "degenerate box": 2,
+        "file listed twice": 1,
+        "category name used twice": 1,
+    }
+    sizes = next(p for p in report.errors if p.kind == "size differs from the file's")
+    assert "turned.jpg: annotated 60 x 40, is 40 x 60 (is the EXIF" in sizes.examples[0]
+    quick = report_of(folder, decode=False)
+    assert "corrupt image" not in kinds(quick.errors) and "missing image" in kinds(quick.errors)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "the file is empty"),
+        ("{", "not JSON"),
+        ("[]", "got a list"),
+        ("{}", "key 'images' is missing"),
+        ('{"images": [], "annotations": {}, "categories": []}', "'annotations' is not a list"),
+        ('{"images": [], "annotations": [], "categories": []}', "'images' is empty"),
+    ],
+)
+def test_unusable_files_are_explained(tmp_path, text, message):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=rf"broken\.json: .*{message}"):
+        read_annotations(path)
+    report = check_dataset(path, tmp_path)
+    assert kinds(report.errors) == {"unusable annotation file": 1}
+
+
+@pytest.mark.parametrize(
+    "key, changes, message",
+    [
+        ("images", {"width": "60"}, r"images\[0\] \(id 0\) has width = '60', expected a whole"),
+        ("images", {"id": None}, r"images\[0\] .* has id = None"),
+        ("annotations", {"bbox": [1, 2, 3]}, r"annotations\[0\] \(id 1\) has bbox = \[1, 2, 3\]"),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "four finite numbers"),
+        ("annotations", {"iscrowd": 2}, "iscrowd = 2, expected 0 or 1"),
+        ("categories", {"name": ""}, "name = '', expected a name"),
+    ],
+)
+def test_malformed_entries_are_named(folder, key, changes, message):
+    root, content = folder
+    content[key][0].update(changes)
+    (root / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=message):
+        read_annotations(root / "a.json")
+
+
+def test_missing_key_is_named(folder):
+    root, content = folder
+    del content["annotations"][0]["category_id"]
+    (root / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="category_id = nothing"):
+        read_annotations(root / "a.json")
+
+
+def test_real_coco_has_no_errors(coco128_dir):
+    report = check_dataset(
+        coco128_dir / "annotations" / "instances_train2017.json",
+        coco128_dir / "train2017",
+        decode=False,
+    )
+    assert report.num_images == 128 and not report.errors
+
+
+def test_script_prints_a_table_and_exits_1_on_errors(folder):
+    root, content = folder
+
+    def run(*arguments):
+        command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "160"})
+
+    report_of(folder)
+    good = run(root / "a.json", root / "images")
+    assert good.returncode == 0 and "none found" in good.stdout
+    content["annotations"][0]["category_id"] = 6
+    report_of(folder)
+    bad = run("--quick", root / "a.json", root / "images")
+    assert bad.returncode == 1 and "unknown category" in bad.stdout
+    assert "annotation 1 (image 0): category 6" in bad.stdout
+    missing = run(root / "a.json", root / "nowhere")
+    assert missing.returncode == 1 and "nowhere: No such file" in missing.stderr

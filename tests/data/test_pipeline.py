@@ -1,0 +1,316 @@
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.images import ORIENTATION
+from sepc_tf.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, BatchPipeline
+from sepc_tf.data.preprocess import preprocess_image
+
+PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+
+
+def make_dataset(root, sizes, boxes_of=lambda i: [[2, 4, 10, 12]]):
+    """Images of one grey level each (10 * index), of the given (height, width)."""
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    for index, (height, width) in enumerate(sizes):
+        name = f"{index}.png"
+        pixels = np.full((height, width, 3), 10 * index % 256, np.uint8)
+        pixels[:, : width // 4] = 200  # left and right differ
+        Image.fromarray(pixels).save(root / name)
+        image_id = 100 + index
+        content["images"].append(
+            {"id": image_id, "file_name": name, "width": width, "height": height}
+        )
+        for box in boxes_of(index):
+            number = len(content["annotations"]) + 1
+            content["annotations"].append(
+                {"id": number, "image_id": image_id, "category_id": 1, "bbox": box}
+            )
+
+    def reader(name):
+        return (root / name).read_bytes
+
+    return CocoDataset.from_content(content, reader, "made up")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """9 landscape, 4 portrait and 2 square images, number 3 without boxes."""
+    sizes = [(20 + i, 40) for i in range(9)] + [(40, 30)] * 4 + [(32, 32)] * 2
+    boxes = {3: [], 5: [[2, 4, 10, 12], [0, 0, 40, 10], [1, 1, 5, 5]]}
+    return make_dataset(
+        tmp_path_factory.mktemp("images"), sizes, lambda i: boxes.get(i, [[2, 4, 10, 12]])
+    )
+
+
+def make_pipeline(dataset, training=True, **options):
+    options = {"batch_size": 4, "short_side": 32, "long_side": 64, "seed": 5, **options}
+    return BatchPipeline(dataset, training=training, **options)
+
+
+def to_numpy(batches):
+    return [{name: value.numpy() for name, value in batch.items()} for batch in batches]
+
+
+def assert_equal_batches(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_batches_have_the_contracts_shapes_and_types(dataset):
+    pipeline = make_pipeline(dataset)
+    batches = to_numpy(pipeline.for_epoch(0))
+    assert len(batches) == pipeline.steps_per_epoch == 3 + 2
+    assert len(pipeline.for_epoch(0)) == 5
+    for batch in batches:
+        _, height, width, _ = batch["images"].shape
+        assert height % 32 == 0 and width % 32 == 0
+        most = batch["boxes"].shape[1]
+        assert most >= 1
+        for name, shape, dtype in (
+            ("images", (4, height, width, 3), np.float32),
+            ("image_sizes", (4, 2), np.int32),
+            ("original_sizes", (4, 2), np.int32),
+            ("boxes", (4, most, 4), np.float32),
+            ("labels", (4, most), np.int32),
+            ("image_ids", (4,), np.int64),
+        ):
+            assert batch[name].shape == shape and batch[name].dtype == dtype
+        assert ((batch["boxes"] == -1).all(-1) == (batch["labels"] == -1)).all()
+        ratios = batch["original_sizes"][:, 1] > batch["original_sizes"][:, 0]
+        assert ratios.all() or not ratios.any(), "landscape and portrait images are not mixed"
+    assert any((batch["labels"] == -1).all(1).any() for batch in batches), "image without boxes"
+    shown = np.concatenate([batch["image_ids"] for batch in batches])
+    assert set(shown) == {image.image_id for image in dataset.images}
+
+
+def test_pixels_sizes_and_boxes_are_the_images(dataset):
+    records = {image.image_id: image for image in dataset.images}
+    for batch in to_numpy(make_pipeline(dataset, training=False).for_epoch()):
+        for number, image_id in enumerate(batch["image_ids"]):
+            if image_id < 0:
+                continue
+            record = records[image_id]
+            height, width = batch["image_sizes"][number]
+            np.testing.assert_array_equal(
+                batch["original_sizes"][number], [record.height, record.width]
+            )
+            expected = preprocess_image(record.read(), 32, 64, IMAGENET_MEAN, IMAGENET_STD)
+            assert expected.shape == (height, width, 3)
+            image = batch["images"][number]
+            np.testing.assert_allclose(image[:height, :width], expected, atol=1e-6)
+            assert not image[height:].any() and not image[:, width:].any()
+            scale = np.array([width / record.width, height / record.height] * 2)
+            count = len(record.boxes)
+            np.testing.assert_allclose(batch["boxes"][number, :count], record.boxes * scale, 1e-5)
+            assert (batch["boxes"][number, count:] == -1).all()
+            np.testing.assert_array_equal(batch["labels"][number, :count], record.labels)
+
+
+def test_flip_mirrors_pixels_and_boxes(dataset):
+    plain = make_pipeline(dataset, **PLAIN)
+    mirrored = make_pipeline(dataset, flip_probability=1.0, **PLAIN)
+    for a, b in zip(to_numpy(plain.for_epoch(1)), to_numpy(mirrored.for_epoch(1))):
+        np.testing.assert_array_equal(a["image_ids"], b["image_ids"])
+        for number, (height, width) in enumerate(a["image_sizes"]):
+            np.testing.assert_allclose(
+                a["images"][number, :height, :width],
+                b["images"][number, :height, :width][:, ::-1],
+                atol=1e-3,
+            )
+            valid = a["labels"][number] >= 0
+            x1, y1, x2, y2 = a["boxes"][number, valid].T
+            np.testing.assert_allclose(
+                b["boxes"][number, valid].T, [width - x2, y1, width - x1, y2], atol=1e-4
+            )
+
+
+def test_same_seed_same_batches_other_epoch_or_seed_others(dataset):
+    options = {"short_side": (24, 40), "flip_probability": 0.5}
+    first = to_numpy(make_pipeline(dataset, **options).for_epoch(2))
+    assert_equal_batches(first, to_numpy(make_pipeline(dataset, **options).for_epoch(2)))
+    order = make_pipeline(dataset, **options).plan(2).indices
+    assert (order != make_pipeline(dataset, **options).plan(3).indices).any()
+    assert (order != make_pipeline(dataset, seed=6, **options).plan(2).indices).any()
+
+
+def test_number_of_parallel_reads_does_not_matter(dataset):
+    options = {"short_side": (24, 40), "flip_probability": 0.5}
+    assert_equal_batches(
+        to_numpy(make_pipeline(dataset, num_parallel=1, **options).for_epoch(0)),
+        to_numpy(make_pipeline(dataset, num_parallel=8, **options).for_epoch(0)),
+    )
+
+
+@pytest.mark.parametrize("start", [0, 3, 5, 12])
+def test_training_continues_at_any_step_as_if_never_stopped(dataset, start):
+    options = {"short_side": (24, 40), "flip_probability": 0.5}
+    pipeline = make_pipeline(dataset, **options)
+    whole = [batch for epoch in range(4) for batch in to_numpy(pipeline.for_epoch(epoch))]
+    continued = to_numpy(make_pipeline(dataset, **options).training_batches(start).take(7))
+    assert_equal_batches(continued, whole[start : start + 7])
+    assert_equal_batches(to_numpy(pipeline.for_epoch(1, start_batch=2)), whole[7:10])
+    assert len(pipeline.for_epoch(1, start_batch=2)) == 3
+    files = pipeline.files_of_step(start)
+    assert dataset.file_names(whole[start]["image_ids"]) == files
+
+
+def test_nothing_is_decoded_to_get_to_a_step(tmp_path):
+    sizes = [(20, 20)] * 12
+    opened = []
+    dataset = make_dataset(tmp_path, sizes)
+    pipeline = make_pipeline(dataset, batch_size=2, num_parallel=1)
+    original = BatchPipeline._read
+
+    def counting(self, index, counted):
+        opened.append(int(index))
+        return original(self, index, counted)
+
+    pipeline._read = counting.__get__(pipeline)
+    batch = next(iter(pipeline.training_batches(600 * 6 + 4)))
+    np.testing.assert_array_equal(batch["image_ids"], pipeline.plan(600).indices[4] + 100)
+    # A few batches are read ahead, none behind: the first read is that of the batch asked for.
+    assert opened[:2] == list(pipeline.plan(600).indices[4])
+
+
+def test_scale_jitter(dataset):
+    values = make_pipeline(dataset, short_side=[24, 30, 36], scale_mode="value", batch_size=15)
+    drawn = np.concatenate([values.plan(epoch).short_sides.ravel() for epoch in range(20)])
+    assert set(drawn) == {24, 30, 36}
+    ranged = make_pipeline(dataset, short_side=(24, 30), batch_size=15)
+    drawn = np.concatenate([ranged.plan(epoch).short_sides.ravel() for epoch in range(20)])
+    assert set(drawn) == set(range(24, 31)), "both ends included"
+    for batch in to_numpy(ranged.for_epoch(4)):
+        assert set(batch["image_sizes"].min(1)) <= set(range(24, 31))
+        assert len(set(batch["image_sizes"].min(1))) > 1, "drawn per image"
+
+
+def test_flips_have_the_probability_and_evaluation_has_none(dataset):
+    pipeline = make_pipeline(dataset, flip_probability=0.25)
+    flips = np.concatenate([pipeline.plan(epoch).flips.ravel() for epoch in range(100)])
+    assert abs(flips.mean() - 0.25) < 0.03
+    assert not make_pipeline(dataset, training=False, flip_probability=1.0).plan(0).flips.any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 40])
+def test_evaluation_shows_every_image_once(dataset, batch_size):
+    pipeline = make_pipeline(dataset, training=False, batch_size=batch_size)
+    plan = pipeline.plan(0)
+    assert plan.indices.shape == (pipeline.steps_per_epoch, batch_size), "all batches are full"
+    assert sorted(plan.indices[plan.counted]) == list(range(15))
+    np.testing.assert_array_equal(plan.indices, pipeline.plan(1).indices)
+    ids = np.concatenate([batch["image_ids"] for batch in to_numpy(pipeline.for_epoch())])
+    assert sorted(ids[ids >= 0]) == [image.image_id for image in dataset.images]
+
+
+def test_neighbours_in_aspect_ratio_share_a_batch():
+    rng = np.random.default_rng(0)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(300, 640, (400, 2))]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}", "height": h, "width": w}
+            for i, (h, w) in enumerate(sizes)
+        ],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    dataset = CocoDataset.from_content(content, lambda name: None, "sizes")
+    sizes = np.array(sizes)
+    plan = make_pipeline(dataset, batch_size=8).plan(0)
+    scaled = sizes / sizes.min(1, keepdims=True)
+    batches = scaled[plan.indices]
+    waste = 1 - batches.prod(-1).sum() / (batches.max(1).prod(-1).sum() * 8)
+    assert waste < 0.04
+    # Sorted within windows only: the batches of an epoch still come in random order.
+    assert abs(np.corrcoef(np.arange(len(batches)), batches[..., 1].mean(1))[0, 1]) < 0.4
+
+
+def corrupt(dataset_root, index):
+    path = dataset_root / f"{index}.png"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def test_unreadable_image_is_named_counted_and_replaced_in_training(tmp_path, caplog):
+    dataset = make_dataset(tmp_path, [(20, 30), (20, 30), (30, 20), (20, 31)])
+    corrupt(tmp_path, 1)
+    pipeline = make_pipeline(dataset, batch_size=3)
+    with caplog.at_level(logging.WARNING, logger="sepc_tf"):
+        first = to_numpy(pipeline.for_epoch(0))
+    assert dict(pipeline.unreadable) == {"1.png": 1}
+    assert caplog.text.count("skipped unreadable image 1.png") == 1
+    landscape = next(b for b in first if b["original_sizes"][0, 1] > 20)
+    # The next one of the same orientation, with its own boxes and id.
+    assert sorted(landscape["image_ids"]) == [100, 103, 103]
+    assert_equal_batches(first, to_numpy(make_pipeline(dataset, batch_size=3).for_epoch(0)))
+    list(pipeline.for_epoch(1))
+    assert pipeline.unreadable["1.png"] == 2
+    assert caplog.text.count("1.png") == 2, "named once per pipeline, not once per epoch"
+
+
+def test_unreadable_image_has_no_detections_in_evaluation(tmp_path):
+    dataset = make_dataset(tmp_path, [(20, 30)] * 3)
+    corrupt(tmp_path, 0)
+    pipeline = make_pipeline(dataset, training=False, batch_size=3)
+    [batch] = to_numpy(pipeline.for_epoch())
+    assert sorted(batch["image_ids"]) == [-1, 101, 102]
+
+
+def test_unreadable_image_can_stop(tmp_path):
+    dataset = make_dataset(tmp_path, [(20, 30)] * 3)
+    corrupt(tmp_path, 2)
+    with pytest.raises(tf.errors.OpError, match=r"2\.png"):
+        list(make_pipeline(dataset, unreadable="stop").for_epoch(0))
+    for index in (0, 1):
+        corrupt(tmp_path, index)
+    with pytest.raises(tf.errors.OpError, match="none of its images can be read"):
+        list(make_pipeline(dataset).for_epoch(0))
+
+
+def test_rotated_and_wrongly_annotated_sizes_follow_the_file(tmp_path):
+    dataset = make_dataset(tmp_path, [(20, 30), (20, 30)])
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "0.png", exif=exif)
+    [batch] = to_numpy(make_pipeline(dataset, training=False, batch_size=2).for_epoch())
+    sizes = dict(zip(batch["image_ids"], batch["original_sizes"].tolist()))
+    assert sizes == {100: [30, 20], 101: [20, 30]}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "batch_size: expected >= 1, got 0"),
+        ({"short_side": 0}, "short_side: expected positive"),
+        ({"short_side": 100}, "long_side: expected >= 100, got 64"),
+        ({"short_side": (40, 30)}, "short_side: expected low, high"),
+        ({"short_side": (30, 32, 40)}, "short_side: expected low, high"),
+        ({"short_side": (30, 32), "training": False}, "one value in evaluation"),
+        ({"scale_mode": "values"}, "scale_mode: expected 'range' or 'value', got 'values'"),
+        ({"flip_probability": 1.5}, "flip_probability: expected within 0..1, got 1.5"),
+        ({"mean": (1, 2)}, "mean: expected three numbers"),
+        ({"std": (1, 2, 0)}, "std: expected three positive"),
+        ({"unreadable": "ignore"}, "unreadable: expected 'skip' or 'stop', got 'ignore'"),
+    ],
+)
+def test_wrong_arguments_are_named(dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline(dataset, **options)
+    with pytest.raises(ValueError, match="start_batch: expected within"):
+        make_pipeline(dataset).for_epoch(0, start_batch=6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_replicas_split_each_global_batch(dataset, two_replicas, training):
+    batches = make_pipeline(dataset, training=training).for_epoch(0)
+    split = two_replicas.experimental_distribute_dataset(batches)
+    for whole, parts in zip(batches, split):
+        for name, value in whole.items():
+            local = two_replicas.experimental_local_results(parts[name])
+            assert [part.shape[0] for part in local] == [2, 2]
+            np.testing.assert_array_equal(np.concatenate(local), value)

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image, resized_size
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def mmcv_size(height, width, short_side, long_side):
+    """`mmcv.rescale_size`, written from its definition."""
+    scale = min(long_side / max(height, width), short_side / min(height, width))
+    return [int(height * scale + 0.5), int(width * scale + 0.5)]
+
+
+def resize(image, size):
+    """Bilinear with half-pixel centres, edges repeated, one pixel at a time."""
+    height, width = image.shape[:2]
+    result = np.zeros((*size, 3))
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y = np.clip((row + 0.5) * height / size[0] - 0.5, 0, height - 1)
+            x = np.clip((column + 0.5) * width / size[1] - 0.5, 0, width - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            a, b = y - top, x - left
+            result[row, column] = (1 - a) * (
+                (1 - b) * image[top, left] + b * image[top, right]
+            ) + a * ((1 - b) * image[bottom, left] + b * image[bottom, right])
+    return result
+
+
+def test_size_is_mmcvs():
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(1, 3000, (200, 2)):
+        for short_side, long_side in ((800, 1333), (256, 256), (33, 4000)):
+            expected = np.maximum(mmcv_size(height, width, short_side, long_side), 1)
+            got = resized_size(int(height), int(width), short_side, long_side)
+            np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(resized_size(480, 640, 800, 1333), [800, 1067])
+    np.testing.assert_array_equal(resized_size(2, 3000, 800, 1333), [1, 1333])
+
+
+@pytest.mark.parametrize("shape, short_side", [((7, 9), 20), ((23, 17), 10), ((12, 12), 12)])
+def test_pixels_equal_numpy(shape, short_side):
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    result = preprocess_image(image, short_side, 100, MEAN, STD)
+    size = mmcv_size(*shape, short_side, 100)
+    assert result.dtype == tf.float32 and result.shape == (*size, 3)
+    expected = (resize(image.astype(float), size) - MEAN) / STD
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+def test_batch_equals_single_images_in_a_graph_of_unknown_size():
+    images = np.random.default_rng(2).integers(0, 256, (2, 15, 22, 3), np.uint8)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    def batched(images):
+        return pad_to_multiple(preprocess_image(images, 31, 100, MEAN, STD), 32)
+
+    result = batched(images)
+    assert result.shape == (2, 32, 64, 3)
+    for number in range(2):
+        single = preprocess_image(images[number], 31, 100, MEAN, STD)
+        np.testing.assert_allclose(result[number, :31, :45], single, atol=1e-6)
+    assert not result[:, 31:].numpy().any() and not result[:, :, 45:].numpy().any()
+
+
+def test_padding_leaves_multiples_alone():
+    assert pad_to_multiple(tf.ones([64, 32, 3])).shape == (64, 32, 3)
+    assert pad_to_multiple(tf.ones([1, 65, 1, 3]), 16).shape == (1, 80, 16, 3)
