@@ -1,6 +1,7 @@
 """What is wrong with a data set in COCO format: the cheap part before training, or all of it."""
 
 import json
+import logging
 import math
 import os
 from collections import Counter
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sepc_tf.data.images import UnreadableImageError, read_image
+
+logger = logging.getLogger(__name__)
 
 ERROR, WARNING = "error", "warning"
 MAX_EXAMPLES = 3
@@ -206,6 +209,22 @@ def annotation_problems(content, image_dir):
         ):
             found.add("box partly outside image", f"{box} in {right} x {bottom}")
     return found.list()
+
+
+def raise_on_errors(problems, name):
+    """Raises a `DatasetError` that lists the errors among `problems`; logs the warnings."""
+    errors = []
+    for problem in problems:
+        line = (
+            f"{problem.count} x {problem.kind} ({problem.consequence}), for example "
+            f"{'; '.join(problem.examples)}"
+        )
+        if problem.severity == ERROR:
+            errors.append(line)
+        else:
+            logger.warning("%s: %s", name, line)
+    if errors:
+        raise DatasetError("\n  ".join([f"{name} cannot be used:", *errors]))
 
 
 def check_dataset(annotations_json, image_dir, decode=True):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from sepc_tf.data.check import (
-    ERROR,
     DatasetError,
     annotation_problems,
+    raise_on_errors,
     read_annotations,
 )
 from sepc_tf.data.images import UnreadableImageError, decode_image
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class CocoDataset:
             (('zero', 'one'), 200)
         """
         content = read_annotations(annotations_json)
-        _raise_or_log(annotation_problems(content, image_dir), annotations_json)
+        raise_on_errors(annotation_problems(content, image_dir), annotations_json)
 
         def reader(file_name):
             return Path(os.path.join(image_dir, file_name)).read_bytes
@@ -165,21 +162,6 @@ class CocoDataset:
     def file_names(self, image_ids):
         """File names of the given image ids; an id of -1 (padding of a batch) gives none."""
         return [self.coco.imgs[int(i)]["file_name"] for i in image_ids if int(i) in self.coco.imgs]
-
-
-def _raise_or_log(problems, annotations_json):
-    lines = []
-    for problem in problems:
-        line = (
-            f"{problem.count} x {problem.kind} ({problem.consequence}), for example "
-            f"{'; '.join(problem.examples)}"
-        )
-        if problem.severity == ERROR:
-            lines.append(line)
-        else:
-            logger.warning("%s: %s", annotations_json, line)
-    if lines:
-        raise DatasetError("\n  ".join([f"{annotations_json} cannot be used:", *lines]))
 
 
 def _as_coco(content):
