@@ -1,0 +1,232 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sepc_tf.checkpoints.variables import named_variables
+from sepc_tf.layers import (
+    IndependentBatchNormalization,
+    IntegratedBatchNormalization,
+    SingleBatchNormalization,
+)
+from sepc_tf.layers.pyramid_normalization import make_normalization
+
+NORMS = [IntegratedBatchNormalization, SingleBatchNormalization, IndependentBatchNormalization]
+
+
+def random_pyramid(batch=2, channels=3, sizes=((5, 4), (3, 2), (1, 1)), seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.standard_normal([batch, *size, channels]) * (i + 1) + i).astype(np.float32)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def randomised(norm, pyramid):
+    """Builds the norm and gives every variable a value of its own."""
+    norm.build([x.shape for x in pyramid])
+    rng = np.random.default_rng(3)
+    for variable in (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance):
+        variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype(np.float32))
+    return norm
+
+
+def flat(x):
+    return x.reshape(-1, x.shape[-1]).astype(np.float64)
+
+
+def normalise(x, pixels, gamma, beta, epsilon=1e-5):
+    mean, variance = pixels.mean(axis=0), pixels.var(axis=0)
+    return np.asarray(gamma) * (x - mean) / np.sqrt(variance + epsilon) + np.asarray(beta)
+
+
+def test_integrated_statistics_are_those_of_all_pixels():
+    pyramid = random_pyramid()
+    norm = randomised(IntegratedBatchNormalization(), pyramid)
+    mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+    pixels = np.concatenate([flat(x) for x in pyramid])
+    for x, y in zip(pyramid, norm(pyramid, training=True)):
+        np.testing.assert_allclose(y, normalise(x, pixels, norm.gamma, norm.beta), atol=1e-5)
+    np.testing.assert_allclose(norm.moving_mean, 0.9 * mean + 0.1 * pixels.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        norm.moving_variance, 0.9 * variance + 0.1 * pixels.var(axis=0, ddof=1), rtol=1e-6
+    )
+
+
+def test_single_normalises_each_level_and_updates_in_turn():
+    pyramid = random_pyramid(sizes=((5, 4), (3, 2)))
+    norm = randomised(SingleBatchNormalization(momentum=0.8), pyramid)
+    mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+    for x, y in zip(pyramid, norm(pyramid, training=True)):
+        np.testing.assert_allclose(y, normalise(x, flat(x), norm.gamma, norm.beta), atol=1e-5)
+        mean = 0.8 * mean + 0.2 * flat(x).mean(axis=0)
+        variance = 0.8 * variance + 0.2 * flat(x).var(axis=0, ddof=1)
+    np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, variance, rtol=1e-5)
+
+
+def test_independent_has_everything_once_per_level():
+    pyramid = random_pyramid(sizes=((5, 4), (3, 2)))
+    norm = randomised(IndependentBatchNormalization(), pyramid)
+    assert norm.gamma.shape == (2, 3)
+    mean = norm.moving_mean.numpy()
+    for i, (x, y) in enumerate(zip(pyramid, norm(pyramid, training=True))):
+        np.testing.assert_allclose(y, normalise(x, flat(x), norm.gamma[i], norm.beta[i]), atol=1e-5)
+        mean[i] = 0.9 * mean[i] + 0.1 * flat(x).mean(axis=0)
+    np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", NORMS)
+def test_inference_and_frozen_layers_use_the_running_statistics(cls):
+    pyramid = random_pyramid()
+    norm = randomised(cls(), pyramid)
+    before = {path: v.numpy() for path, v in named_variables(norm).items()}
+    expected = norm(pyramid, training=False)
+    gamma, mean = (np.atleast_2d(before[name])[-1] for name in ("gamma", "moving_mean"))
+    beta, variance = (np.atleast_2d(before[name])[-1] for name in ("beta", "moving_variance"))
+    np.testing.assert_allclose(
+        expected[-1], gamma * (pyramid[-1] - mean) / np.sqrt(variance + 1e-5) + beta, atol=1e-5
+    )
+    norm.trainable = False
+    for a, b in zip(norm(pyramid, training=True), expected):
+        np.testing.assert_array_equal(a, b)
+    for path, variable in named_variables(norm).items():
+        np.testing.assert_array_equal(variable, before[path])
+
+
+def test_a_large_mean_does_not_cost_the_variance():
+    # E[x^2] - E[x]^2 in float32 would lose every digit here.
+    pyramid = [x + 1e4 for x in random_pyramid()]
+    pixels = np.concatenate([flat(x) for x in pyramid])
+    norm = IntegratedBatchNormalization(momentum=0.0)
+    norm(pyramid, training=True)
+    np.testing.assert_allclose(norm.moving_variance, pixels.var(axis=0, ddof=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", NORMS)
+def test_gradients_equal_finite_differences(cls):
+    pyramid = random_pyramid(sizes=((3, 2), (2, 1)))
+    norm = randomised(cls(), pyramid)
+    rng = np.random.default_rng(5)
+    cotangents = [rng.standard_normal(x.shape).astype(np.float32) for x in pyramid]
+
+    def loss(pyramid):
+        return tf.add_n(
+            [tf.reduce_sum(y * c) for y, c in zip(norm(pyramid, training=True), cotangents)]
+        )
+
+    tensors = [tf.constant(x) for x in pyramid]
+    with tf.GradientTape() as tape:
+        tape.watch(tensors)
+        value = loss(tensors)
+    gradients = tape.gradient(value, tensors)
+    for level, index in ((0, (0, 1, 0, 2)), (0, (1, 2, 1, 0)), (1, (1, 0, 0, 1))):
+        step = 1e-2
+        up, down = ([x.copy() for x in pyramid] for _ in range(2))
+        up[level][index] += step
+        down[level][index] -= step
+        slope = (loss(up) - loss(down)) / (2 * step)
+        np.testing.assert_allclose(gradients[level][index], slope, rtol=2e-2, atol=2e-3)
+
+
+def _values(variables):
+    """What a gradient tape takes: Keras 3 variables wrap the TensorFlow ones."""
+    return [v.value if hasattr(v, "path") else v for v in variables]
+
+
+@pytest.mark.parametrize("cls", NORMS)
+def test_two_replicas_equal_the_global_batch(cls, two_replicas):
+    # The replicas see images of different sizes, so their pixel counts differ.
+    sizes = [((5, 4), (3, 2)), ((3, 6), (2, 3))]
+    parts = [random_pyramid(sizes=s, seed=i) for i, s in enumerate(sizes)]
+    parts = [[x + 20.0 * i for x in part] for i, part in enumerate(parts)]
+    rng = np.random.default_rng(7)
+    cotangents = [[rng.standard_normal(x.shape).astype(np.float32) for x in p] for p in parts]
+
+    def differentiate(norm, pyramid, cotangents):
+        with tf.GradientTape() as tape:
+            tape.watch(pyramid)
+            outputs = norm(pyramid, training=True)
+            loss = tf.add_n([tf.reduce_sum(y * c) for y, c in zip(outputs, cotangents)])
+        return outputs, *tape.gradient(loss, [pyramid, _values(norm.trainable_variables)])
+
+    with two_replicas.scope():
+        norm = randomised(cls(), parts[0])
+
+    # Different shapes on each replica; both lists travel as one per-replica structure.
+    levels, cots = (
+        [
+            two_replicas.experimental_distribute_values_from_function(
+                lambda context, level=level, values=values: tf.constant(
+                    values[context.replica_id_in_sync_group][level]
+                )
+            )
+            for level in range(2)
+        ]
+        for values in (parts, cotangents)
+    )
+
+    @tf.function
+    def step(levels, cots):
+        return two_replicas.run(lambda x, c: differentiate(norm, x, c), args=(levels, cots))
+
+    local = two_replicas.experimental_local_results
+    results = [local(value) for value in tf.nest.flatten(step(levels, cots))]
+    outputs, gradients, (gamma_grads, beta_grads) = results[:2], results[2:4], results[4:]
+
+    # One device: the pixels of both replicas side by side, as one image of one row.
+    single = randomised(cls(), parts[0])
+    joined = [
+        tf.constant(np.concatenate([flat(a), flat(b)])[None, None].astype(np.float32))
+        for a, b in zip(*parts)
+    ]
+    joined_cotangents = [
+        np.concatenate([flat(a), flat(b)])[None, None].astype(np.float32)
+        for a, b in zip(*cotangents)
+    ]
+    expected, expected_grads, (gamma_grad, beta_grad) = differentiate(
+        single, joined, joined_cotangents
+    )
+    for level in range(2):
+        for got, want in ((outputs, expected), (gradients, expected_grads)):
+            got = np.concatenate([flat(part.numpy()) for part in got[level]])
+            np.testing.assert_allclose(got, flat(want[level].numpy()), rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(
+        sum(g.numpy() for g in gamma_grads), gamma_grad, rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(sum(g.numpy() for g in beta_grads), beta_grad, rtol=1e-4, atol=1e-4)
+    for name in ("moving_mean", "moving_variance"):
+        for copy in local(getattr(norm, name)):
+            np.testing.assert_allclose(copy, getattr(single, name), rtol=1e-5)
+
+
+def test_mixed_precision_keeps_variables_and_statistics_in_float32():
+    norm = IntegratedBatchNormalization(dtype="mixed_bfloat16")
+    outputs = norm([tf.ones([2, 4, 4, 3], tf.bfloat16) * 300.0], training=True)
+    assert outputs[0].dtype == tf.bfloat16
+    assert {tf.as_dtype(v.dtype) for v in named_variables(norm).values()} == {tf.float32}
+    np.testing.assert_allclose(norm.moving_mean, 30.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", NORMS)
+def test_config_round_trip_in_a_functional_model(cls, tmp_path):
+    inputs = [keras.Input((None, None, 3)), keras.Input((None, None, 3))]
+    model = keras.Model(inputs, cls(momentum=0.7, epsilon=1e-3, name="norm")(inputs))
+    pyramid = random_pyramid(sizes=((4, 4), (2, 2)))
+    model(pyramid, training=True)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("norm").momentum == 0.7
+    for a, b in zip(model(pyramid), loaded(pyramid)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_errors_say_what_was_expected():
+    norm = IntegratedBatchNormalization()
+    norm(random_pyramid())
+    with pytest.raises(ValueError, match="must have 3 levels, got 2"):
+        norm(random_pyramid(sizes=((4, 4), (2, 2))))
+    with pytest.raises(ValueError, match="same known number of channels"):
+        IntegratedBatchNormalization().build([(1, 4, 4, 3), (1, 2, 2, 4)])
+    with pytest.raises(ValueError, match=r"one of \['integrated', 'single', 'independent'\]"):
+        make_normalization("group")
