@@ -1,4 +1,4 @@
-"""The builder of `coco/2017` itself prepares real COCO images here: all but the download is real."""
+"""The builder of `coco/2017` itself prepares real COCO images, all but the download as it is."""
 
 import json
 
