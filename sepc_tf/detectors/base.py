@@ -13,11 +13,11 @@ from sepc_tf import compat
 from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.boxes import clip_boxes
 from sepc_tf.ops.coders import BoxCoder, TBLRCoder
-from sepc_tf.ops.matching import MaxIoUMatcher
+from sepc_tf.ops.matching import EffectiveAreaMatcher, MaxIoUMatcher
 from sepc_tf.ops.nms import multiclass_nms, top_candidates
 
 # `ops` knows nothing of Keras; only saving needs these names.
-for _cls in (AnchorGenerator, BoxCoder, TBLRCoder, MaxIoUMatcher):
+for _cls in (AnchorGenerator, BoxCoder, TBLRCoder, MaxIoUMatcher, EffectiveAreaMatcher):
     keras.saving.register_keras_serializable(package="sepc_tf")(_cls)
 
 
@@ -81,11 +81,7 @@ class Detector(keras_cv.models.RetinaNet):
                 f"head.num_anchors ({head.num_anchors}) must equal the anchor generator's anchors "
                 f"per cell ({anchor_generator.anchors_per_cell})"
             )
-        if anchor_generator.convention != coder.convention:
-            raise ValueError(
-                "anchor_generator and coder must share one convention; got "
-                f"{anchor_generator.convention!r} and {coder.convention!r}"
-            )
+        check_same_convention(anchor_generator=anchor_generator, coder=coder)
         if hasattr(backbone, "pyramid_level_inputs"):
             backbone = KerasCVFeatures(backbone, name="backbone")
         self.backbone = backbone
@@ -360,6 +356,11 @@ class Detector(keras_cv.models.RetinaNet):
 
     # ---------------------------------------------------------------- compiling and saving
 
+    @property
+    def _default_save_signature(self):
+        # Keras 3 would add a signature of its own to a SavedModel, with images of unknown rank.
+        return None
+
     def compile(
         self, optimizer="sgd", *, clip_norm=None, weight_decay=0.0, jit_compile=False, **kwargs
     ):
@@ -528,6 +529,16 @@ class _StepMetrics:
             return results
         self._norm.update_state(norm, sample_weight=norm_weight)
         return {**results, "grad_norm": self._norm.result()}
+
+
+def check_same_convention(**parts):
+    """Raises ValueError unless all parts, given by argument name, have the same `convention`."""
+    conventions = {name: part.convention for name, part in parts.items()}
+    if len(set(conventions.values())) > 1:
+        raise ValueError(
+            f"{' and '.join(parts)} must share one convention; got "
+            f"{' and '.join(map(repr, conventions.values()))}"
+        )
 
 
 def level_sizes(outputs):

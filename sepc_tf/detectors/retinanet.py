@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from sepc_tf.detectors.base import Detector, all_reduce_sum, level_sizes
+from sepc_tf.detectors.base import Detector, all_reduce_sum, check_same_convention, level_sizes
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.coders import BoxCoder
@@ -50,14 +50,10 @@ class RetinaNet(Detector):
         smooth_l1_beta=0.11,
         **kwargs,
     ):
+        check_same_convention(coder=coder, matcher=matcher)
         super().__init__(
             backbone, fpn, towers, head, anchor_generator=anchor_generator, coder=coder, **kwargs
         )
-        if matcher.convention != coder.convention:
-            raise ValueError(
-                "matcher and coder must share one convention; got "
-                f"{matcher.convention!r} and {coder.convention!r}"
-            )
         self.matcher = matcher
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma

@@ -8,10 +8,18 @@ import dataclasses
 
 import tensorflow as tf
 
-from sepc_tf.ops.boxes import check_convention, pairwise_iou
+from sepc_tf.ops.boxes import (
+    LAST_PIXEL,
+    box_areas,
+    check_convention,
+    pairwise_intersections,
+    pairwise_iou,
+)
 
 BACKGROUND = -1
 IGNORED = -2
+# IoUs that differ relatively by this little are tied: a few units in the last place of a float32.
+TIE = 5e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,8 @@ class MaxIoUMatcher:
         )
         best_of_box = tf.reduce_max(ious, axis=1, keepdims=True)
         overlaps = best_of_box >= 0 if self.convention == "mmdet1" else best_of_box > 0
-        claims = (ious == best_of_box) & overlaps
+        # XLA computes `ious` twice, with different rounding: equality would lose whole boxes.
+        claims = (ious >= best_of_box * (1 - TIE)) & overlaps
         index = tf.range(tf.shape(boxes)[1])
         claimed = tf.reduce_max(tf.where(claims, index, BACKGROUND), axis=2)
         matches = tf.where(claimed >= 0, claimed, matches)
@@ -104,3 +113,81 @@ def gather_matched(values, matches):
         `[B, N, ...]`.
     """
     return tf.gather(values, tf.maximum(matches, 0), axis=1, batch_dims=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectiveAreaMatcher:
+    """Matches the anchors in the middle of a box to it, on every level alike.
+
+    With the box shrunk about its centre by `area_scale`: an anchor is a candidate of a box if its
+    centre lies inside the whole box and more than `min_coverage` of the anchor lies inside the
+    shrunk one. An anchor whose centre is in no such box, but which is covered so by a shrunk one,
+    is ignored; the rest is background. Of several boxes that want an anchor the one of highest
+    priority gets it: in "modern" the smaller one. The authors sort the boxes by falling area and
+    take entry g of the sorting permutation for the priority of box g, which is the same only where
+    the permutation is its own inverse; "mmdet1" does as they do.
+
+    Args:
+        area_scale: side of the shrunk box / side of the box.
+        min_coverage: see above.
+        convention: "modern" or "mmdet1".
+
+    Raises:
+        ValueError: unknown convention, or `area_scale` is not in (0, 1].
+
+    Example:
+        >>> anchors = tf.constant([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8]])
+        >>> boxes = tf.constant([[[-20.0, -20.0, 28.0, 28.0]]])
+        >>> present, valid = tf.constant([[True]]), tf.constant([[True, True, True]])
+        >>> EffectiveAreaMatcher()(anchors, boxes, present, valid).numpy()
+        array([[ 0,  0, -1]], dtype=int32)
+
+    Source: FSAF (arXiv 1903.00621), section 3.2.
+    """
+
+    area_scale: float = 0.2
+    min_coverage: float = 0.01
+    convention: str = "modern"
+
+    def __post_init__(self):
+        check_convention(self.convention)
+        if not 0 < self.area_scale <= 1:
+            raise ValueError(f"area_scale must be in (0, 1]; got {self.area_scale}")
+
+    def __call__(self, anchors, boxes, present, valid):
+        """Matches a batch; arguments and result as of `MaxIoUMatcher`."""
+        last = LAST_PIXEL[self.convention]
+        centres = (boxes[..., :2] + boxes[..., 2:] + last) / 2
+        half = (boxes[..., 2:] - boxes[..., :2] + last) / 2 * self.area_scale
+        shrunk = tf.concat([centres - half, centres + half - last], axis=-1)
+        # [batch, anchors, boxes]
+        covered = pairwise_intersections(anchors, shrunk, self.convention)
+        covered /= box_areas(anchors, self.convention)[:, None]
+        pairs = valid[:, :, None] & present[:, None, :]
+        covered = (covered > self.min_coverage) & pairs
+        x, y = (((anchors[:, i] + anchors[:, i + 2] + last) / 2)[:, None] for i in range(2))
+        x1, y1, x2, y2 = tf.unstack(boxes[:, None], axis=-1)
+        wanted = covered & (x > x1) & (x < x2) & (y > y1) & (y < y2)
+        priorities = tf.where(wanted, self._priorities(boxes, present)[:, None], BACKGROUND)
+        matches = tf.where(
+            tf.reduce_any(wanted, axis=2),
+            tf.argmax(priorities, axis=2, output_type=tf.int32),
+            tf.where(tf.reduce_any(covered, axis=2), IGNORED, BACKGROUND),
+        )
+        return tf.where(valid, matches, IGNORED)
+
+    def _priorities(self, boxes, present):
+        areas = tf.where(present, box_areas(boxes), -1.0)  # padding sorts last
+        largest_first = tf.argsort(areas, axis=1, direction="DESCENDING", stable=True)
+        if self.convention == "mmdet1":
+            return largest_first
+        return tf.argsort(largest_first, axis=1)  # inverse permutation: the rank
+
+    def get_config(self):
+        """The arguments, as a dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        """The inverse of `get_config`."""
+        return cls(**config)

@@ -26,7 +26,8 @@ def multiclass_nms(
     """Greedy non-maximum suppression of each class by itself, then the best over all classes.
 
     In each class, in order of falling score, a box with a score > `score_threshold` is kept unless
-    its IoU with a kept one is > `iou_threshold`. Boxes without area are never kept.
+    its IoU with a kept one is > `iou_threshold`. Boxes without area are never kept in "modern"
+    (the authors keep them).
 
     Args:
         boxes: `[B, N, 4]` float32 xyxy, shared by all classes.
@@ -49,10 +50,12 @@ def multiclass_nms(
     # With the last pixel put into the corner the operation's own areas are the convention's.
     last_pixel = tf.constant([0.0, 0.0, 1.0, 1.0]) * LAST_PIXEL[convention]
     corners = boxes + last_pixel
-    has_area = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1)
+    if convention == "modern":
+        has_area = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1, keepdims=True)
+        scores = tf.where(has_area, scores, 0.0)
     kept = tf.image.combined_non_max_suppression(
         corners[:, :, None],
-        tf.where(has_area[..., None], scores, 0.0),
+        scores,
         max_output_size_per_class=max_detections,
         max_total_size=max_detections,
         iou_threshold=iou_threshold,

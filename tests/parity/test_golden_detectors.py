@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from tiny_detector import tiny_detector
 
-from sepc_tf.detectors import RetinaNet
+from sepc_tf.detectors import FSAF, FreeAnchor, RetinaNet
 from sepc_tf.detectors.base import level_sizes
 from sepc_tf.ops.matching import IGNORED
 
@@ -34,13 +34,12 @@ def to_nhwc(array):
     return tf.constant(array.transpose(0, 2, 3, 1))
 
 
-def raw_outputs(case, relu=False):
-    """The head's outputs that the case was computed from."""
+def raw_outputs(case):
+    """The class and box maps, before any activation, that the case was computed from."""
     inputs = case.inputs()
-    maps = {
-        kind: [to_nhwc(inputs[f"{case.name}.{kind}.{i}"]) for i in LEVELS] for kind in ("cls", "reg")
-    }
-    return maps["cls"], maps["reg"]
+    return tuple(
+        [to_nhwc(inputs[f"{case.name}.{kind}.{i}"]) for i in LEVELS] for kind in ("cls", "reg")
+    )
 
 
 def padded_batch(case):
@@ -52,9 +51,7 @@ def padded_batch(case):
         "boxes": tf.constant(
             [np.pad(b, ((0, most - len(b)), (0, 0)), constant_values=-1) for b in boxes]
         ),
-        "labels": tf.constant(
-            [np.pad(x, (0, most - len(x)), constant_values=-1) for x in labels]
-        ),
+        "labels": tf.constant([np.pad(x, (0, most - len(x)), constant_values=-1) for x in labels]),
         "image_sizes": tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]]),
     }
 
@@ -113,6 +110,65 @@ def test_retina_loss(recipe):
     check_gradients(case, gradients)
 
 
+def test_fsaf_loss(recipe):
+    case = recipe.load_case("fsaf_loss")
+    detector = tiny_detector(FSAF, num_classes=5, convention="mmdet1")
+    cls, reg = raw_outputs(case)
+    outputs = {"classification": cls, "box": [tf.nn.relu(x) for x in reg]}
+    batch = padded_batch(case)
+    for anchors, i in zip(detector.anchors(outputs), LEVELS):
+        np.testing.assert_array_equal(anchors, case.data[f"out.anchors.{i}"])
+
+    targets = detector.label_anchors(outputs, batch)
+    np.testing.assert_array_equal(targets["classes"] + 1, levels_of(case, "labels"))
+    np.testing.assert_array_equal(targets["matches"] != IGNORED, levels_of(case, "label_weights"))
+    matched = targets["matches"].numpy() >= 0
+    assert matched.sum() == case.data["out.num_total_pos_before_level_choice"]
+    want_codes = levels_of(case, "bbox_targets")
+    close(targets["codes"].numpy()[matched], want_codes[matched])
+
+    focal, iou_loss = detector.cell_losses(outputs, targets)
+    selected = detector.select_levels(outputs, targets, focal, iou_loss)
+    shape = focal.shape[:2]
+    per_image = [case.data[f"out.reg_elem.{i}"].reshape(shape[0], -1) for i in LEVELS]
+    close(iou_loss.numpy()[matched], np.concatenate(per_image, axis=1)[matched])
+    count = [len(case.data[f"in.gt_labels.{i}"]) for i in range(2)]
+    real = np.arange(batch["labels"].shape[1]) < np.array(count)[:, None]
+    close(selected["mean_losses"].numpy()[real].T, case.data["out.loss_levels"])
+    np.testing.assert_array_equal(selected["levels"].numpy()[real], case.data["out.min_levels"])
+    kept = [case.data[f"out.keep.{i}"].reshape(shape[0], -1) for i in LEVELS]
+    np.testing.assert_array_equal(selected["kept"], np.concatenate(kept, axis=1))
+
+    losses, gradients = losses_and_gradients(detector, case)
+    close(losses["classification"], sum(case.data[f"out.loss_cls.{i}"] for i in LEVELS))
+    close(losses["box"], sum(case.data[f"out.loss_bbox.{i}"] for i in LEVELS))
+    check_gradients(case, gradients)
+
+
+def test_freeanchor_loss(recipe):
+    case = recipe.load_case("freeanchor_loss")
+    detector = tiny_detector(FreeAnchor, num_classes=5, convention="mmdet1")
+    cls, reg = raw_outputs(case)
+    outputs, batch = {"classification": cls, "box": reg}, padded_batch(case)
+    anchors = tf.concat(detector.anchors(outputs), axis=0)
+    logits, codes = (tf.concat(levels, axis=1) for levels in detector.flatten_outputs(outputs))
+    boxes, labels = batch["boxes"], batch["labels"]
+    bags = detector.select_bags(anchors, boxes)
+    positive = detector.bag_losses(anchors, bags, logits, codes, boxes, labels).numpy()
+    for i in range(2):
+        count = len(case.data[f"in.gt_labels.{i}"])
+        np.testing.assert_array_equal(
+            np.sort(bags[i, :count]), case.data[f"out.matched_sorted.{i}"]
+        )
+        close(positive[i, :count], case.data[f"out.positive_bag_per_gt.{i}"])
+    close(detector.coverage(anchors, codes, boxes, labels), case.data["out.box_prob"], 1e-4)
+
+    losses, gradients = losses_and_gradients(detector, case)
+    close(losses["positive_bag"], case.data["out.positive_bag_loss"])
+    close(losses["negative_bag"], case.data["out.negative_bag_loss"])
+    check_gradients(case, gradients)
+
+
 def check_decoding(detector, case):
     detector.nms_pre = case.config["test_cfg"]["nms_pre"]
     cls, reg = raw_outputs(case)
@@ -142,3 +198,13 @@ def check_decoding(detector, case):
 def test_decode_retina(recipe):
     detector = tiny_detector(RetinaNet, num_classes=5, convention="mmdet1")
     check_decoding(detector, recipe.load_case("decode_retina"))
+
+
+def test_decode_freeanchor(recipe):
+    detector = tiny_detector(FreeAnchor, num_classes=5, convention="mmdet1")
+    check_decoding(detector, recipe.load_case("decode_freeanchor"))
+
+
+def test_decode_fsaf(recipe):
+    detector = tiny_detector(FSAF, num_classes=5, convention="mmdet1")
+    check_decoding(detector, recipe.load_case("decode_fsaf"))

@@ -1,0 +1,175 @@
+"""FreeAnchor: learning to match anchors."""
+
+import keras
+import tensorflow as tf
+
+from sepc_tf.detectors.base import Detector, all_reduce_sum
+from sepc_tf.detectors.heads import PredictionHead
+from sepc_tf.ops.anchors import AnchorGenerator
+from sepc_tf.ops.boxes import pairwise_iou
+from sepc_tf.ops.coders import BoxCoder
+from sepc_tf.ops.losses import smooth_l1_loss
+
+SMALLEST = 1e-12
+LARGEST_LOG = 100.0
+SMALLEST_REST = 1e-37  # close to the smallest normal float32
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class FreeAnchor(Detector):
+    """Every object has a bag of anchors, of which at least one should detect it.
+
+    - The bag of object i holds the `bag_size` anchors of highest IoU. With s_ij the anchor's score
+      for the object's class and `l_ij = exp(-smooth L1 of its box)`, `p_ij = s_ij l_ij`:
+      `positive_bag = alpha sum_i -ln(sum_j w_ij p_ij / sum_j w_ij) / G`, `w = 1 / (1 - p)`
+      (mean-max: near the mean while all are bad, near the best one later).
+    - Of an anchor j and a class c, let b_jc in [0, 1] say how well the box predicted there already
+      covers an object of the class: its IoU, scaled so that `box_iou` is 0 and the object's best
+      IoU is 1. With `q_jc = s_jc (1 - b_jc)`:
+      `negative_bag = (1 - alpha) sum_jc -q^gamma ln(1 - q) / (G bag_size)`.
+
+    G = number of objects in the whole batch over all replicas, at least 1. `-ln` stops at 100 in
+    the positive and at 85 in the negative part. No gradient flows through b.
+
+    Args:
+        backbone, fpn, towers, head, anchor_generator, coder: see `Detector`.
+        bag_size: anchors of a bag.
+        box_iou: IoU below which a predicted box covers nothing.
+        alpha: weight of the positive part.
+        gamma: exponent of the negative part.
+        smooth_l1_beta: where smooth L1 turns linear.
+        box_weight: factor of smooth L1.
+        **kwargs: test settings and `name`, see `Detector`.
+
+    Example:
+        >>> detector = FreeAnchor.from_parts(ResNet(50), FPN(), SEPC.variant("sepc"), 80)
+
+    Source: arXiv 1909.02466, equations 5 to 8.
+    """
+
+    loss_names = ("positive_bag", "negative_bag")
+
+    def __init__(
+        self,
+        backbone,
+        fpn,
+        towers,
+        head,
+        *,
+        anchor_generator,
+        coder,
+        bag_size=50,
+        box_iou=0.6,
+        alpha=0.5,
+        gamma=2.0,
+        smooth_l1_beta=0.11,
+        box_weight=0.75,
+        **kwargs,
+    ):
+        super().__init__(
+            backbone, fpn, towers, head, anchor_generator=anchor_generator, coder=coder, **kwargs
+        )
+        self.bag_size = bag_size
+        self.box_iou = box_iou
+        self.alpha = alpha
+        self.gamma = gamma
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_weight = box_weight
+
+    @classmethod
+    def from_parts(cls, backbone, fpn, towers, num_classes, convention="modern", **options):
+        anchor_generator = AnchorGenerator(convention=convention)
+        return cls(
+            backbone,
+            fpn,
+            towers,
+            PredictionHead(num_classes, anchor_generator.anchors_per_cell, name="head"),
+            anchor_generator=anchor_generator,
+            coder=BoxCoder(stds=(0.1, 0.1, 0.2, 0.2), convention=convention),
+            **options,
+        )
+
+    def compute_losses(self, outputs, batch):
+        anchors = tf.concat(self.anchors(outputs), axis=0)
+        logits, codes = (tf.concat(levels, axis=1) for levels in self.flatten_outputs(outputs))
+        boxes = tf.cast(batch["boxes"], tf.float32)
+        labels = tf.cast(batch["labels"], tf.int32)
+        present = labels >= 0
+        # Padding becomes a real box somewhere, so that nothing about it is infinite.
+        boxes = tf.where(present[..., None], boxes, tf.constant([0.0, 0.0, 1.0, 1.0]))
+
+        objects = all_reduce_sum([tf.reduce_sum(tf.cast(present, tf.float32))])[0]
+        objects = tf.maximum(objects, 1.0)
+        bags = self.select_bags(anchors, boxes)
+        positive = self.bag_losses(anchors, bags, logits, codes, boxes, labels)
+        covered = tf.stop_gradient(self.coverage(anchors, codes, boxes, labels))
+        negative = self.negative_losses(logits, covered)
+        return {
+            "positive_bag": tf.reduce_sum(tf.where(present, positive, 0.0)) / objects,
+            "negative_bag": tf.reduce_sum(negative) / (objects * self.bag_size),
+        }
+
+    def select_bags(self, anchors, boxes):
+        """Anchor indices of the bag of each box: `[B, M, bag_size]` int32."""
+        ious = pairwise_iou(boxes, anchors, self.coder.convention)
+        return tf.math.top_k(ious, k=self.bag_size).indices
+
+    def bag_losses(self, anchors, bags, logits, codes, boxes, labels):
+        """The positive loss of each box: `[B, M]`; meaningless for padding."""
+        shape = tf.shape(bags)
+        rows = tf.reshape(bags, [shape[0], -1])
+        # [batch, boxes, bag, ...]
+        bag_codes = tf.gather(codes, rows, axis=1, batch_dims=1)
+        bag_codes = tf.reshape(bag_codes, [*tf.unstack(shape), 4])
+        targets = self.coder.encode(tf.gather(anchors, bags), boxes[:, :, None])
+        box_loss = smooth_l1_loss(targets, bag_codes, self.smooth_l1_beta)
+        box_loss = self.box_weight * tf.reduce_sum(box_loss, axis=-1)
+        # One number per anchor of the bag, instead of its whole row of classes.
+        columns = tf.repeat(tf.maximum(labels, 0), shape[2], axis=1)
+        cells = tf.stack([rows, columns], axis=-1)
+        bag_logits = tf.reshape(tf.gather_nd(logits, cells, batch_dims=1), shape)
+        # In logarithms: p may underflow, and 1 - p lose all its digits.
+        log_p = tf.math.log_sigmoid(bag_logits) - box_loss
+        log_weight = -tf.math.log(tf.maximum(-tf.math.expm1(log_p), SMALLEST))
+        log_bag = tf.reduce_logsumexp(log_weight + log_p, axis=2)
+        log_bag -= tf.reduce_logsumexp(log_weight, axis=2)
+        return self.alpha * tf.minimum(-log_bag, LARGEST_LOG)
+
+    def coverage(self, anchors, codes, boxes, labels):
+        """How well each anchor's predicted box covers an object of each class: `[B, N, K]`."""
+        predicted = self.coder.decode(anchors, codes)
+        ious = pairwise_iou(boxes, predicted, self.coder.convention)  # [batch, boxes, anchors]
+        best = tf.maximum(tf.reduce_max(ious, axis=2, keepdims=True), self.box_iou)
+        above = tf.maximum(ious - self.box_iou, 0.0)
+        covered = tf.minimum(tf.math.divide_no_nan(above, best - self.box_iou), 1.0)
+        # The best over the objects of each class; padding (label -1) belongs to no segment.
+        batch, count, rows = tf.unstack(tf.shape(ious))
+        segments = tf.range(batch)[:, None] * self.num_classes + labels
+        segments = tf.where(labels >= 0, segments, -1)
+        covered = tf.math.unsorted_segment_max(
+            tf.reshape(covered, [batch * count, rows]),
+            tf.reshape(segments, [-1]),
+            batch * self.num_classes,
+        )
+        covered = tf.maximum(tf.reshape(covered, [batch, self.num_classes, rows]), 0.0)
+        return tf.transpose(covered, [0, 2, 1])
+
+    def negative_losses(self, logits, covered):
+        """The negative loss of each anchor and class: `[B, N, K]`."""
+        scores = tf.sigmoid(logits)
+        missed = scores * (1.0 - covered)
+        # 1 - s (1 - b) without cancellation
+        rest = tf.sigmoid(-logits) + scores * covered
+        log_rest = tf.math.log(tf.maximum(rest, SMALLEST_REST))
+        return (1.0 - self.alpha) * missed**self.gamma * -log_rest
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "bag_size": self.bag_size,
+            "box_iou": self.box_iou,
+            "alpha": self.alpha,
+            "gamma": self.gamma,
+            "smooth_l1_beta": self.smooth_l1_beta,
+            "box_weight": self.box_weight,
+        }
