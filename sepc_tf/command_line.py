@@ -1,26 +1,8 @@
-"""What all scripts share: log lines, and errors of the user as one message instead of a traceback."""
+"""What all scripts share: log lines, and a user's errors as one message instead of a traceback."""
 
 import logging
+import os
 import sys
-
-import absl.logging
-from rich.console import Console
-
-from sepc_tf.config import ConfigError
-from sepc_tf.data.check import DatasetError
-from sepc_tf.data.images import UnreadableImageError
-from sepc_tf.training.callbacks import NonFiniteLossError, Terminated
-from sepc_tf.training.checkpoints import CheckpointError
-
-USER_ERRORS = (
-    ConfigError,
-    CheckpointError,
-    DatasetError,
-    UnreadableImageError,
-    NonFiniteLossError,
-    FileExistsError,
-    FileNotFoundError,
-)
 
 
 def run(main):
@@ -28,19 +10,39 @@ def run(main):
 
     SIGTERM during training exits with 143, an interrupt with 130, as shells expect.
     """
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    # TensorFlow reads it when it is imported, so everything that imports it comes after.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("sepc_tf").setLevel(logging.INFO)
-    stderr = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        code = main()
-    except USER_ERRORS as error:
-        stderr.print(f"error: {error}")
-        code = 2
-    except Terminated as error:
-        stderr.print(str(error))
-        code = 143
+        code = main() or 0
     except KeyboardInterrupt:
-        stderr.print("interrupted; start again with the same run directory to continue")
-        code = 130
-    sys.exit(code or 0)
+        code = _say("interrupted; start again with the same run directory to continue", 130)
+    except Exception as error:
+        from sepc_tf.config import ConfigError
+        from sepc_tf.data.check import DatasetError
+        from sepc_tf.data.images import UnreadableImageError
+        from sepc_tf.training.callbacks import NonFiniteLossError, Terminated
+        from sepc_tf.training.checkpoints import CheckpointError
+
+        if isinstance(error, Terminated):
+            code = _say(str(error), 143)
+        elif isinstance(
+            error,
+            ConfigError
+            | DatasetError
+            | UnreadableImageError
+            | CheckpointError
+            | NonFiniteLossError
+            | FileExistsError
+            | FileNotFoundError,
+        ):
+            code = _say(f"error: {error}", 2)
+        else:
+            raise
+    sys.exit(code)
+
+
+def _say(message, code):
+    print(message, file=sys.stderr)
+    return code

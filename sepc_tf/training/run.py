@@ -166,6 +166,7 @@ def train(config, run_dir):
                 epochs=last_epoch,
                 steps_per_epoch=state.steps_per_epoch - done_in_epoch,
                 callbacks=callbacks,
+                shuffle=False,  # the pipeline does
                 verbose=0,
             )
     finally:
