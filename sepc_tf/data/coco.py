@@ -187,8 +187,9 @@ def _training_boxes(image, annotations, label_of):
         x, y, width, height = annotation["bbox"]
         if annotation["iscrowd"] or annotation["area"] <= 0 or width < 1 or height < 1:
             continue
-        x1, x2 = np.clip((x, x + width), 0, image["width"])
-        y1, y2 = np.clip((y, y + height), 0, image["height"])
+        # Not np.clip: on two numbers it takes ten times as long, for a million of boxes seconds.
+        x1, x2 = max(x, 0), min(x + width, image["width"])
+        y1, y2 = max(y, 0), min(y + height, image["height"])
         if x2 > x1 and y2 > y1:
             boxes.append((x1, y1, x2, y2))
             labels.append(label_of[annotation["category_id"]])
