@@ -68,7 +68,7 @@ class CocoMetrics:
         table = Table(title="COCO box metrics")
         for name in METRIC_NAMES:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_row(*(_percent(getattr(self, name)) for name in METRIC_NAMES))
+        table.add_row(*map(_percent, self.summary.values()))
         return table
 
     def class_table(self):
