@@ -23,6 +23,7 @@ class FPN(keras.layers.Layer):
 
     Call arguments:
         features: list of `[N, H_l, W_l, C_l]` maps [C3, C4, C5]. Sizes need not be exact halves.
+        training: accepted, as every neck does; makes no difference.
 
     Returns:
         list of `num_levels` maps `[N, H_l, W_l, filters]`, finest first.
@@ -73,7 +74,7 @@ class FPN(keras.layers.Layer):
             name=name,
         )
 
-    def call(self, features):
+    def call(self, features, training=None):
         merged = [lateral(c) for lateral, c in zip(self.laterals, features)]
         for level in reversed(range(len(merged) - 1)):
             shape = tf.shape(merged[level])

@@ -22,6 +22,7 @@ class ConvTowers(keras.layers.Layer):
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps.
+        training: accepted, as every neck does; makes no difference.
 
     Returns:
         `(cls_pyramid, box_pyramid)`, two lists of `[N, H_l, W_l, filters]` maps.
@@ -58,7 +59,7 @@ class ConvTowers(keras.layers.Layer):
                 shape = (*shape[:-1], self.filters)
         self.built = True
 
-    def call(self, pyramid):
+    def call(self, pyramid, training=None):
         return self._tower(pyramid, self.cls_convs), self._tower(pyramid, self.box_convs)
 
     def _tower(self, pyramid, convs):

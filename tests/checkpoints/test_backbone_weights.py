@@ -1,0 +1,80 @@
+import keras
+import numpy as np
+import pytest
+
+from sepc_tf.backbones import ResNet
+from sepc_tf.checkpoints import (
+    CheckpointError,
+    export_state_dict,
+    load_backbone_weights,
+    named_variables,
+)
+
+
+def backbone(seed=None, **options):
+    layer = ResNet(**{"depth": 18, "width": 8, **options})
+    layer.build((None, None, None, 3))
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        for variable in named_variables(layer).values():
+            variable.assign(rng.standard_normal(variable.shape).astype(np.float32))
+    return layer
+
+
+def assert_equal(a, b):
+    expected = named_variables(a)
+    for path, variable in named_variables(b).items():
+        np.testing.assert_array_equal(variable, expected[path])
+
+
+def test_torchvision_classifier_is_left_out_and_reported(tmp_path):
+    source, target = backbone(seed=0), backbone()
+    classifier = {"fc.weight": np.zeros([1000, 64]), "fc.bias": np.zeros(1000)}
+    np.savez(tmp_path / "resnet.npz", **export_state_dict(source), **classifier)
+    report = load_backbone_weights(target, tmp_path / "resnet.npz")
+    assert report.ignored == ["fc.weight", "fc.bias"]
+    assert_equal(source, target)
+
+
+def test_backbone_of_a_whole_detector(tmp_path):
+    source, target = backbone(seed=0), backbone()
+    state_dict = {f"backbone.{key}": v for key, v in export_state_dict(source).items()}
+    np.savez(tmp_path / "detector.npz", **state_dict, **{"bbox_head.retina_cls.bias": np.zeros(9)})
+    load_backbone_weights(target, tmp_path / "detector.npz")
+    assert_equal(source, target)
+
+
+def test_plain_weights_fit_deformable_stages(tmp_path):
+    source, target = backbone(seed=0), backbone(deformable_stages=(5,))
+    np.savez(tmp_path / "resnet.npz", **export_state_dict(source))
+    report = load_backbone_weights(target, tmp_path / "resnet.npz")
+    assert {path.split("/")[2] for path in report.kept} == {"offset"}
+    assert all(np.all(named_variables(target)[path].numpy() == 0) for path in report.kept)
+    values = named_variables(target)
+    for path, variable in named_variables(source).items():
+        np.testing.assert_array_equal(variable, values[path])
+
+
+def test_keras_weights_file(tmp_path):
+    source, target = backbone(seed=0), backbone()
+    images = keras.Input((None, None, 3))
+    keras.Model(images, source(images)).save_weights(tmp_path / "resnet.weights.h5")
+    load_backbone_weights(target, str(tmp_path / "resnet.weights.h5"))
+    assert_equal(source, target)
+
+
+def test_wrong_depth_and_width_name_the_keys(tmp_path):
+    np.savez(tmp_path / "resnet.npz", **export_state_dict(backbone(depth=34)))
+    target = backbone(seed=1)
+    before = [variable.numpy() for variable in named_variables(target).values()]
+    with pytest.raises(CheckpointError, match=r"unexpected: layer1\.2\.conv1\.weight"):
+        load_backbone_weights(target, tmp_path / "resnet.npz")
+    with pytest.raises(CheckpointError, match=r"conv1\.weight: expected \(16, 3, 7, 7\)"):
+        load_backbone_weights(backbone(depth=34, width=16), tmp_path / "resnet.npz")
+    for variable, value in zip(named_variables(target).values(), before):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_missing_keras_weights_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_backbone_weights(backbone(), tmp_path / "absent.weights.h5")
