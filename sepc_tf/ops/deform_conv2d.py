@@ -13,6 +13,7 @@ kernel for the CPU (`sepc_tf/ops/native`).
 import contextlib
 import contextvars
 import dataclasses
+import functools
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
@@ -129,7 +130,7 @@ def deform_conv2d(
         static_shape = _static_output_shape(x.shape, kernel.shape[-1], geometry)
         y = native_form.deform_conv2d(arguments, geometry, static_shape)
     else:
-        y = _portable(arguments, geometry)
+        y = _portable_function(geometry)(*arguments)
     return tf.cast(y, x.dtype)
 
 
@@ -216,8 +217,13 @@ def _accelerated():
     return any(device.device_type not in ("CPU", "XLA_CPU") for device in devices)
 
 
-def _portable(arguments, geometry):
-    """The form made of TensorFlow operations, with its hand-derived gradient."""
+@functools.cache
+def _portable_function(geometry):
+    """The form made of TensorFlow operations, with its hand-derived gradient.
+
+    A `tf.function` of its own, so that a network that calls it at many places with the same shapes
+    traces its few hundred operations (and those of its gradient) once.
+    """
 
     @tf.custom_gradient
     def run(*arguments):
@@ -226,7 +232,7 @@ def _portable(arguments, geometry):
 
         return portable_forward(arguments, geometry), gradient
 
-    return run(*arguments)
+    return tf.function(run, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def portable_forward(arguments, geometry):
@@ -236,14 +242,15 @@ def portable_forward(arguments, geometry):
     if mask:
         weights *= _samples_first(mask[0], geometry)[:, tf.newaxis]
     table = tf.reshape(x, [-1, sizes.channels // geometry.offset_groups])
-    kernels = tf.unstack(_tap_kernels(kernel, geometry))
-    total = None
-    for tap, (tap_rows, tap_weights) in enumerate(zip(tf.unstack(rows), tf.unstack(weights))):
-        values = tf.gather(table, tap_rows)
-        column = tf.reduce_sum(values * tap_weights[..., tf.newaxis], axis=0)
-        column = tf.reshape(column, [-1, sizes.channels])
-        product = _group_product(column, kernels[tap], geometry.groups)
-        total = product if total is None else total + product
+    kernels = _tap_kernels(kernel, geometry)
+
+    def add_tap(tap, total):
+        values = _gathered(table, rows[tap])
+        column = tf.reshape(_weighted_sum(values, weights[tap]), [-1, sizes.channels])
+        return tap + 1, total + _group_product(column, kernels[tap], geometry.groups)
+
+    pixels = sizes.batch * sizes.out_height * sizes.out_width
+    _, total = _for_each_tap(add_tap, [tf.zeros([pixels, kernel.shape[-1]], x.dtype)], geometry)
     out_channels = kernel.shape[-1]
     y = tf.reshape(total, [sizes.batch, sizes.out_height, sizes.out_width, out_channels])
     return tf.ensure_shape(y, _static_output_shape(x.shape, out_channels, geometry))
@@ -261,32 +268,44 @@ def portable_backward(arguments, upstream, geometry):
     group_channels = sizes.channels // geometry.offset_groups
     table = tf.reshape(x, [-1, group_channels])
     upstream = tf.reshape(upstream, [-1, kernel.shape[-1]])
-    kernels = tf.unstack(_tap_kernels(kernel, geometry))
-    table_gradient = tf.zeros_like(table)
-    kernel_gradients, dots = [], []
-    for tap, (tap_rows, tap_weights) in enumerate(zip(tf.unstack(rows), tf.unstack(weights))):
-        values = tf.gather(table, tap_rows)
-        column = tf.reduce_sum(values * tap_weights[..., tf.newaxis], axis=0)
-        column = tf.reshape(column, [-1, sizes.channels])
-        kernel_gradients.append(_group_outer_product(column, upstream, geometry.groups))
+    kernels = _tap_kernels(kernel, geometry)
+
+    def add_tap(tap, table_gradient, kernel_gradients, dots):
+        values = _gathered(table, rows[tap])
+        tap_weights = weights[tap]
+        column = tf.reshape(_weighted_sum(values, tap_weights), [-1, sizes.channels])
+        kernel_gradient = _group_outer_product(column, upstream, geometry.groups)
         column_gradient = _group_product_transposed(upstream, kernels[tap], geometry.groups)
         column_gradient = tf.reshape(column_gradient, [-1, group_channels])
-        dots.append(tf.reduce_sum(values * column_gradient, axis=-1))
+        tap_dots = tf.stack([tf.reduce_sum(v * column_gradient, axis=-1) for v in values])
         # One scatter per corner: a single one over all corners is many times slower on TF 2.15.
-        for corner in range(4):
+        for row, weight in zip(tf.unstack(rows[tap]), tf.unstack(tap_weights)):
             table_gradient = tf.tensor_scatter_nd_add(
-                table_gradient,
-                tap_rows[corner][:, tf.newaxis],
-                column_gradient * tap_weights[corner][:, tf.newaxis],
+                table_gradient, row[:, tf.newaxis], column_gradient * weight[:, tf.newaxis]
             )
-    dots = tf.stack(dots)
+        return (
+            tap + 1,
+            table_gradient,
+            kernel_gradients.write(tap, kernel_gradient),
+            dots.write(tap, tap_dots),
+        )
+
+    def per_tap(*shape):
+        return tf.TensorArray(x.dtype, geometry.taps, element_shape=shape)
+
+    _, table_gradient, kernel_gradients, dots = _for_each_tap(
+        add_tap,
+        [tf.zeros_like(table), per_tap(*kernel.shape[2:]), per_tap(4, rows.shape[2])],
+        geometry,
+    )
+    kernel_gradient, dots = kernel_gradients.stack(), dots.stack()
     offset_gradient = tf.stack(
         [tf.reduce_sum(dots * slopes_y, axis=1), tf.reduce_sum(dots * slopes_x, axis=1)], axis=-1
     )
     gradients = [
         tf.reshape(table_gradient, tf.shape(x)),
         tf.reshape(_samples_last(offset_gradient, geometry), tf.shape(offset)),
-        tf.reshape(tf.stack(kernel_gradients), kernel.shape),
+        tf.reshape(kernel_gradient, kernel.shape),
     ]
     if mask:
         mask_gradient = _samples_last(tf.reduce_sum(dots * unmasked, axis=1), geometry)
@@ -389,6 +408,36 @@ def _neighbours(offset, sizes, geometry):
     slopes_y = tf.stack([slope_y[i] * weight_x[j] for i, j in corners], axis=1)
     slopes_x = tf.stack([weight_y[i] * slope_x[j] for i, j in corners], axis=1)
     return rows, weights, (slopes_y, slopes_x)
+
+
+def _for_each_tap(body, values, geometry):
+    """Runs `tap, *values = body(tap, *values)` for every tap, one after the other.
+
+    A loop and not `K` copies of its body: graphs are built and compiled several times faster, and
+    only one tap's intermediate results exist at a time.
+    """
+    return tf.while_loop(
+        lambda tap, *_: tap < geometry.taps,
+        body,
+        (tf.constant(0), *values),
+        parallel_iterations=1,
+        maximum_iterations=geometry.taps,
+    )
+
+
+def _gathered(table, rows):
+    """The four neighbours of the samples of one tap, each `[Q, C/G]`.
+
+    Four gathers, because XLA turns a sum of four into one vectorised loop, but not a sum over an
+    axis of length four (twice as slow on TF 2.15).
+    """
+    return [tf.gather(table, row) for row in tf.unstack(rows)]
+
+
+def _weighted_sum(values, weights):
+    """`sum_c weights[c] * values[c]` -> `[Q, C/G]`."""
+    terms = [v * w[:, tf.newaxis] for v, w in zip(values, tf.unstack(weights))]
+    return (terms[0] + terms[1]) + (terms[2] + terms[3])
 
 
 def _tap_kernels(kernel, geometry):

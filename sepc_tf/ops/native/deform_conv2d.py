@@ -61,9 +61,13 @@ def _second_gradient(op, by_x, by_offset, by_mask, by_kernel):
     )
     modulated = settings["modulated"]
     arguments = [x, offset, kernel, mask] if modulated else [x, offset, kernel]
+    # A graph, because TensorFlow does not derive the loop's arrays in eager mode.
+    backward = tf.function(
+        lambda *values: portable_backward(values[:-1], values[-1], geometry), autograph=False
+    )
     with tf.GradientTape() as tape:
         tape.watch([*arguments, upstream])
-        gradients = portable_backward(arguments, upstream, geometry)
+        gradients = backward(*arguments, upstream)
     seconds = tape.gradient(
         gradients,
         [*arguments, upstream],
