@@ -19,11 +19,11 @@ def run(main):
     except KeyboardInterrupt:
         code = _say("interrupted; start again with the same run directory to continue", 130)
     except Exception as error:
+        from sepc_tf.checkpoints import CheckpointError
         from sepc_tf.config import ConfigError
         from sepc_tf.data.check import DatasetError
         from sepc_tf.data.images import UnreadableImageError
         from sepc_tf.training.callbacks import NonFiniteLossError, Terminated
-        from sepc_tf.training.checkpoints import CheckpointError
 
         if isinstance(error, Terminated):
             code = _say(str(error), 143)

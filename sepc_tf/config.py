@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 
 @dataclass
 class BackboneConfig:
-    """ResNet or ResNeXt; `type: keras_cv>ResNet18V2Backbone` takes any KerasCV backbone instead."""
+    """ResNet or ResNeXt, or with `type: keras_cv>NAME` a KerasCV backbone made of `options`."""
 
     type: str = "resnet"
     depth: int = 50
@@ -38,6 +38,7 @@ class BackboneConfig:
     frozen_stages: int = 1  # -1: nothing, 0: the stem, 1: stem and first stage, ...
     norm: str = "eval"  # frozen | eval (running statistics, trained gamma/beta) | sync
     weights: str | None = None  # a local file; see docs/checkpoints.md
+    options: dict[str, typing.Any] = field(default_factory=dict)  # of a KerasCV backbone
 
 
 @dataclass

@@ -54,11 +54,11 @@ def export(run, directory):
         TensorShape([1, 100, 4])
     """
     directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()):
-        if not (directory / "saved_model.pb").is_file():
-            raise FileExistsError(
-                f"{directory} exists and holds no SavedModel; name an empty or a new folder"
-            )
+    occupied = directory.exists() and any(directory.iterdir())
+    if occupied and not (directory / "saved_model.pb").is_file():
+        raise FileExistsError(
+            f"{directory} exists and holds no SavedModel; name an empty or a new folder"
+        )
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     server = Server(run.detector, run.config.data)

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from sepc_tf.checkpoints import CheckpointError
 from sepc_tf.checkpoints.variables import named_variables
 from sepc_tf.config import ConfigError, config_to_yaml, differences, load_config
 from sepc_tf.training.callbacks import write_json
 from sepc_tf.training.checkpoints import (
-    CheckpointError,
     assign_variables,
     read_checkpoint,
     section,
@@ -104,7 +104,7 @@ def lock_run_dir(run_dir):
     Raises:
         ConfigError: another process trains there.
     """
-    file = open(Path(run_dir) / ".lock", "w")
+    file = open(Path(run_dir) / ".lock", "w")  # noqa: SIM115 - open means locked
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

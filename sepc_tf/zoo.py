@@ -3,11 +3,12 @@
 import keras_cv
 
 from sepc_tf.backbones import ResNet
+from sepc_tf.checkpoints import load_backbone_weights
 from sepc_tf.config import ConfigError
-from sepc_tf.detectors import RetinaNet
+from sepc_tf.detectors import FSAF, FreeAnchor, RetinaNet
 from sepc_tf.necks import FPN, SEPC, ConvTowers
 
-DETECTORS = {"retinanet": RetinaNet}
+DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)
 
@@ -29,7 +30,7 @@ def build_detector(config, num_classes):
         >>> detector = build_detector(DetectorConfig(), num_classes=80)
         >>> outputs = detector(tf.zeros([1, 800, 1344, 3]))
     """
-    return DETECTORS[config.type].from_parts(
+    detector = DETECTORS[config.type].from_parts(
         backbone=build_backbone(config.backbone),
         fpn=FPN(filters=config.head.filters, name="fpn"),
         towers=build_towers(config.head, config.convention),
@@ -41,6 +42,9 @@ def build_detector(config, num_classes):
         max_detections=config.max_detections,
         name=config.type,
     )
+    if config.backbone.weights:
+        load_backbone_weights(detector.backbone, config.backbone.weights)
+    return detector
 
 
 def build_backbone(config):
@@ -48,15 +52,12 @@ def build_backbone(config):
     source, separator, name = config.type.rpartition(">")
     if separator:
         cls = getattr(keras_cv.models, name, None)
-        if source != "keras_cv" or cls is None:
-            raise ConfigError(
-                f"detector.backbone.type: {config.type!r}: expected resnet or keras_cv>NAME with a "
-                "backbone class of keras_cv.models, as keras_cv>ResNet18V2Backbone"
-            )
-        return cls(include_rescaling=False, input_shape=(None, None, 3))
-    if name != "resnet":
+        if source == "keras_cv" and cls is not None:
+            return cls(include_rescaling=False, input_shape=(None, None, 3), **config.options)
+    if config.type != "resnet":
         raise ConfigError(
-            f"detector.backbone.type: {config.type!r}: expected resnet or keras_cv>NAME"
+            f"detector.backbone.type: {config.type!r}: expected resnet or keras_cv>NAME with a "
+            "backbone class of keras_cv.models, as keras_cv>ResNetV2Backbone"
         )
     return ResNet(
         depth=config.depth,

@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf.data.images import UnreadableImageError
 from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
-from sepc_tf.visualization import draw_detections
+from sepc_tf.visualization import prediction_grid
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,15 @@ class Evaluator:
             results: what `detections` returned.
 
         Returns:
-            list of `[height, 2 width, 3]` uint8 images.
+            list of `[height, width, 3]` uint8 images.
         """
         label_of = {number: label for label, number in enumerate(self.dataset.category_ids)}
         pictures = []
         for record in self.dataset.images[:PICTURES]:
-            image = record.read()
+            try:
+                image = record.read()
+            except UnreadableImageError:
+                continue  # the pipeline has named it
             shown = [
                 result
                 for result in results
@@ -89,12 +93,9 @@ class Evaluator:
             boxes = np.array([result["bbox"] for result in shown], np.float32).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             labels = [label_of[result["category_id"]] for result in shown]
-            names = self.dataset.class_names
-            predicted = draw_detections(
-                image, boxes, labels, scores=[result["score"] for result in shown], names=names
-            )
-            truth = draw_detections(image, record.boxes, record.labels, names=names)
-            pictures.append(np.concatenate([predicted, truth], axis=1))
+            prediction = (boxes, labels, [result["score"] for result in shown])
+            row = (image, prediction, (record.boxes, record.labels))
+            pictures.append(prediction_grid([row], names=self.dataset.class_names))
         return pictures
 
     def _detect_batch(self, batch):

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sepc_tf.checkpoints import CheckpointError
+
 _STEP_FILE = re.compile(r"step_(\d+)\.npz")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and what does not fit."""
 
 
 def write_checkpoint(path, arrays, meta):

@@ -1,7 +1,6 @@
 """One training, from top to bottom."""
 
 import logging
-from pathlib import Path
 
 import keras
 import tensorflow as tf

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sepc_tf.checkpoints import CheckpointError
 from sepc_tf.training.checkpoints import (
-    CheckpointError,
     assign_variables,
     read_checkpoint,
     read_latest,
