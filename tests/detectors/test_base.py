@@ -34,20 +34,18 @@ def dataset(*batches):
     )
 
 
-@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
-@pytest.mark.parametrize("cls", DETECTORS)
-@pytest.mark.parametrize("clip_norm", [None, 0.05])
-def test_two_replicas_equal_one_device(two_replicas, cls, convention, clip_norm):
-    if convention == "mmdet1" and clip_norm:
-        pytest.skip("clipping does not depend on the convention")
+@pytest.mark.parametrize(
+    ("cls", "clip_norm"), [(RetinaNet, None), (RetinaNet, 0.05), (FreeAnchor, None), (FSAF, None)]
+)
+def test_two_replicas_equal_one_device(two_replicas, cls, clip_norm):
     options = {"clip_norm": clip_norm, "weight_decay": 1e-2}
     batches = [random_batch(seed) for seed in range(3)]  # replicas with unequal object counts
-    single = tiny_detector(cls, convention=convention)
+    single = tiny_detector(cls)
     start = values(single)
     single.compile(sgd(), **options)
     history = single.fit(dataset(*batches), verbose=0).history
     with two_replicas.scope():
-        double = tiny_detector(cls, convention=convention)
+        double = tiny_detector(cls)
         assign(double, start)
         double.compile(sgd(), **options)
     double_history = double.fit(dataset(*batches), verbose=0).history
@@ -211,10 +209,11 @@ def test_mixed_precision(cls, policy):
     exact_logs = exact.fit(dataset(random_batch()), verbose=0).history
     np.testing.assert_allclose(logs["loss"], exact_logs["loss"], rtol=0.02)
     np.testing.assert_allclose(logs["grad_norm"], exact_logs["grad_norm"], rtol=0.05)
-    exact_end = values(exact)
-    for name, value in values(detector).items():
-        step = np.abs(exact_end[name] - start[name]).max()
-        np.testing.assert_allclose(value, exact_end[name], rtol=0, atol=0.2 * step)
+    end, exact_end = values(detector), values(exact)
+    steps = {name: np.abs(exact_end[name] - start[name]).max() for name in start}
+    for name, step in steps.items():
+        tolerance = 0.2 * step + 1e-3 * max(steps.values())
+        np.testing.assert_allclose(end[name], exact_end[name], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -237,7 +236,7 @@ def test_float16_overflow_lowers_the_scale_and_is_no_fault(two_replicas, replica
 
 
 def test_kerascv_backbone_trains_and_round_trips(tmp_path):
-    backbone = keras_cv.models.ResNetV2Backbone(
+    backbone = keras_cv.models.ResNetBackbone(
         stackwise_filters=[64, 8, 8, 8],
         stackwise_blocks=[1, 1, 1, 1],
         stackwise_strides=[1, 2, 2, 2],
@@ -315,7 +314,7 @@ def test_tensorflow_addons_optimizer():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match=r"share one convention.*modern.*mmdet1"):
+    with pytest.raises(ValueError, match=r"coder and matcher must share one.*'mmdet1' and 'modern'"):
         parts = tiny_detector(RetinaNet)
         RetinaNet(
             parts.backbone,
