@@ -1,0 +1,55 @@
+"""Areas, overlaps and clipping against hand counts and a pixel count."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sepc_tf.ops.boxes import box_areas, check_convention, clip_boxes, pairwise_iou
+
+
+def pixel_iou(a, b):
+    """IoU by counting pixels, for boxes with integer corners whose last pixel counts."""
+    masks = []
+    for x1, y1, x2, y2 in (a, b):
+        mask = np.zeros((40, 40), bool)
+        mask[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1] = True
+        masks.append(mask)
+    return (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+
+
+def test_iou_equals_a_count_of_pixels():
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, 20, (2, 7, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(0, 19, (2, 7, 2))], -1).astype(np.float32)
+    want = [[pixel_iou(a, b) for b in boxes[1]] for a in boxes[0]]
+    np.testing.assert_allclose(pairwise_iou(boxes[0], boxes[1], "mmdet1"), want, rtol=1e-6)
+    # Without the last pixel the same count belongs to boxes one pixel longer.
+    longer = boxes + np.float32([0, 0, 1, 1])
+    np.testing.assert_allclose(pairwise_iou(longer[0], longer[1]), want, rtol=1e-6)
+
+
+def test_batches_broadcast():
+    boxes = tf.constant([[[0.0, 0.0, 2.0, 2.0]], [[0.0, 0.0, 1.0, 2.0]]])
+    ious = pairwise_iou(tf.constant([[0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 6.0, 6.0]]), boxes)
+    np.testing.assert_allclose(ious, [[[1.0], [0.0]], [[0.5], [0.0]]])
+
+
+def test_boxes_without_area_overlap_nothing():
+    point = tf.constant([[1.0, 1.0, 1.0, 1.0]])
+    assert pairwise_iou(point, point).numpy() == 0.0
+    assert box_areas(point).numpy() == 0.0
+    assert box_areas(point, "mmdet1").numpy() == 1.0
+
+
+def test_clipping_uses_each_images_own_size():
+    boxes = tf.constant([[[-3.0, -4.0, 50.0, 60.0]]] * 2)
+    sizes = tf.constant([[20, 30], [40, 10]])
+    np.testing.assert_array_equal(clip_boxes(boxes, sizes)[:, 0], [[0, 0, 30, 20], [0, 0, 10, 40]])
+    np.testing.assert_array_equal(
+        clip_boxes(boxes, sizes, "mmdet1")[:, 0], [[0, 0, 29, 19], [0, 0, 9, 39]]
+    )
+
+
+def test_unknown_convention():
+    with pytest.raises(ValueError, match=r"one of \['mmdet1', 'modern'\]; got 'mmdet2'"):
+        check_convention("mmdet2")

@@ -1,0 +1,73 @@
+"""NMS against a plain loop, in both conventions."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sepc_tf.ops.boxes import pairwise_iou
+from sepc_tf.ops.nms import multiclass_nms, top_candidates
+
+
+def loop_nms(boxes, scores, convention, score_threshold, iou_threshold, most):
+    ious = pairwise_iou(boxes, boxes, convention).numpy()
+    found = []
+    for k in range(scores.shape[1]):
+        kept = []
+        for i in np.argsort(-scores[:, k], kind="stable"):
+            if scores[i, k] > score_threshold and all(ious[i, j] <= iou_threshold for j in kept):
+                kept.append(i)
+        found += [(scores[i, k], k, i) for i in kept]
+    return sorted(found, reverse=True)[:most]
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+@pytest.mark.parametrize("most", [10, 100])
+def test_equals_a_loop_for_every_image(convention, most):
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 40, (3, 60, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 30, (3, 60, 2))], -1).astype(np.float32)
+    scores = rng.uniform(0, 0.3, (3, 60, 4)).astype(np.float32)
+    scores[2] = 0.01  # an image without detections
+    got = multiclass_nms(
+        tf.constant(boxes), tf.constant(scores), 0.05, 0.4, most, convention=convention
+    )
+    got = {name: value.numpy() for name, value in got.items()}
+    for image in range(3):
+        want = loop_nms(boxes[image], scores[image], convention, 0.05, 0.4, most)
+        count = len(want)
+        assert got["num_detections"][image] == count
+        np.testing.assert_allclose(got["scores"][image, :count], [w[0] for w in want])
+        np.testing.assert_array_equal(got["classes"][image, :count], [w[1] for w in want])
+        indices = [w[2] for w in want]
+        np.testing.assert_allclose(got["boxes"][image, :count], boxes[image][indices], atol=1e-5)
+        assert (got["classes"][image, count:] == -1).all()
+        assert not got["scores"][image, count:].any() and not got["boxes"][image, count:].any()
+    assert got["boxes"].shape == (3, most, 4)
+    assert got["classes"].dtype == got["num_detections"].dtype == np.int32
+
+
+def test_the_last_pixel_decides():
+    # 10 x 10 boxes, 3 px apart: IoU 70 / 130 without the last pixel, 88 / 154 with it.
+    boxes = tf.constant([[[0.0, 0.0, 10.0, 10.0], [3.0, 0.0, 13.0, 10.0]]])
+    scores = tf.constant([[[0.9], [0.8]]])
+    for convention, count in (("modern", 2), ("mmdet1", 1)):
+        got = multiclass_nms(boxes, scores, iou_threshold=0.56, convention=convention)
+        assert got["num_detections"].numpy() == count
+
+
+def test_boxes_without_area_are_dropped_in_modern():
+    boxes = tf.constant([[[5.0, 0.0, 5.0, 9.0], [0.0, 0.0, 4.0, 4.0]]])
+    scores = tf.constant([[[0.9], [0.8]]])
+    assert multiclass_nms(boxes, scores)["num_detections"].numpy() == 1
+    assert multiclass_nms(boxes, scores, convention="mmdet1")["num_detections"].numpy() == 2
+
+
+def test_threshold_is_strict():
+    boxes = tf.constant([[[0.0, 0.0, 4.0, 4.0]]])
+    assert multiclass_nms(boxes, tf.constant([[[0.5]]]), 0.5)["num_detections"].numpy() == 0
+
+
+def test_top_candidates_by_best_class():
+    scores = tf.constant([[[0.1, 0.2], [0.9, 0.0], [0.3, 0.4]]])
+    np.testing.assert_array_equal(top_candidates(scores, 2), [[1, 2]])
+    np.testing.assert_array_equal(top_candidates(scores, 9), [[1, 2, 0]])
