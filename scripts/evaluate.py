@@ -6,6 +6,8 @@ python scripts/evaluate.py --run-dir runs/demo --checkpoint best
 import argparse
 from pathlib import Path
 
+from rich.console import Console
+
 from sepc_tf.command_line import run
 
 
@@ -25,7 +27,9 @@ def main():
     dataset = load_split(trained.config.data, "val")
     out_dir = args.out or args.run_dir / "evaluation"
     metrics = evaluate_run(trained, dataset, evaluation_pipeline(dataset, trained.config), out_dir)
-    print(metrics)
+    console = Console()
+    console.print(metrics.class_table())
+    console.print(metrics.table())
     print(f"{trained.checkpoint} (step {trained.step}): metrics.json, detections.json in {out_dir}")
 
 

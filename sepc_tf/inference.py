@@ -38,8 +38,8 @@ def detect_images(detector, data, images):
     detections = detector.detect(
         pad_to_multiple(resized, data.size_divisor), tf.tile(size[None], [batch, 1])
     )
-    scale = tf.cast(tf.stack([width, height]), tf.float32) / tf.cast(size[::-1], tf.float32)
-    limit = tf.cast(tf.stack([width, height, width, height]), tf.float32)
-    boxes = tf.clip_by_value(detections["boxes"] * tf.tile(scale, [2]), 0.0, limit)
+    limit = tf.cast(tf.stack([width, height] * 2), tf.float32)
+    scale = limit / tf.cast(tf.stack([size[1], size[0]] * 2), tf.float32)
+    boxes = tf.clip_by_value(detections["boxes"] * scale, 0.0, limit)
     present = detections["classes"] >= 0
     return {**detections, "boxes": tf.where(present[..., None], boxes, 0.0)}

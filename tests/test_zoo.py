@@ -70,14 +70,9 @@ def test_the_authors_convention_leaves_the_extra_convolutions_unpadded(conventio
 
 
 def test_a_keras_cv_backbone_can_be_named():
-    options = {
-        "stackwise_filters": [64, 64, 64, 64],
-        "stackwise_blocks": [1, 1, 1, 1],
-        "stackwise_strides": [1, 2, 2, 2],
-        "block_type": "basic_block",
-    }
+    options = {"stackwise_channels": [8, 16, 32, 64], "stackwise_depth": [1, 1, 1, 1]}
     config = tiny("retinanet", "sepc_lite")
-    config.backbone = BackboneConfig(type="keras_cv>ResNetV2Backbone", options=options)
+    config.backbone = BackboneConfig(type="keras_cv>CSPDarkNetBackbone", options=options)
     outputs = build_detector(config, num_classes=3)(tf.zeros([1, 64, 96, 3]))
     assert [tuple(m.shape) for m in outputs["box"]][:2] == [(1, 8, 12, 36), (1, 4, 6, 36)]
 
