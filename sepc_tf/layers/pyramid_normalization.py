@@ -60,35 +60,28 @@ class _PyramidNormalization(keras.layers.Layer):
                 f"{self.name}: pyramid must have {self.num_levels} levels, got {len(pyramid)}"
             )
         levels = [tf.cast(x, tf.float32) for x in pyramid]
-        if training and self.trainable:
-            means, variances = self._update_and_get_batch_statistics(levels)
-        else:
-            means = self._per_level(self.moving_mean)
-            variances = self._per_level(self.moving_variance)
         gammas, betas = self._per_level(self.gamma), self._per_level(self.beta)
-        outputs = []
-        for x, level, mean, variance, gamma, beta in zip(
-            pyramid, levels, means, variances, gammas, betas
-        ):
-            scale = gamma * tf.math.rsqrt(variance + self.epsilon)
-            outputs.append(tf.cast((level - mean) * scale + beta, x.dtype))
-        return outputs
+        if training and self.trainable:
+            normalise = _by_batch if _num_replicas() == 1 else _by_global_batch
+            groups = [levels] if self.integrated else [[level] for level in levels]
+            step = self.num_levels if self.integrated else 1
+            shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean))
+            outputs, mean, unbiased = normalise(
+                groups, gammas[::step], betas[::step], self.epsilon, shift
+            )
+            self._update(self.moving_mean, tf.stop_gradient(mean))
+            self._update(self.moving_variance, tf.stop_gradient(unbiased))
+        else:
+            statistics = self._per_level(self.moving_mean), self._per_level(self.moving_variance)
+            outputs = [
+                _normalised(x, *arguments, self.epsilon)
+                for x, *arguments in zip(levels, *statistics, gammas, betas)
+            ]
+        return [tf.cast(y, x.dtype) for x, y in zip(pyramid, outputs)]
 
     def _per_level(self, variable):
         value = tf.convert_to_tensor(variable)
         return tf.unstack(value) if self.independent else [value] * self.num_levels
-
-    def _update_and_get_batch_statistics(self, levels):
-        groups = [levels] if self.integrated else [[level] for level in levels]
-        # Any fixed shift gives the same statistics; one near the mean keeps the digits.
-        shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean))
-        mean, variance, count = batch_statistics(groups, shift)  # [groups, channels]
-        unbiased = variance * (count / tf.maximum(count - 1.0, 1.0))
-        self._update(self.moving_mean, tf.stop_gradient(mean))
-        self._update(self.moving_variance, tf.stop_gradient(unbiased))
-        if self.integrated:
-            return [mean[0]] * self.num_levels, [variance[0]] * self.num_levels
-        return tf.unstack(mean), tf.unstack(variance)
 
     def _update(self, variable, statistics):
         value = tf.convert_to_tensor(variable)
@@ -188,16 +181,72 @@ def make_normalization(kind, **kwargs):
     return NORMALIZATIONS[kind](**kwargs)
 
 
-def batch_statistics(groups, shift):
-    """Mean and biased variance per channel over groups of maps and over all replicas.
+def _num_replicas():
+    context = tf.distribute.get_replica_context()  # None while a functional model is put together
+    return 1 if context is None else context.num_replicas_in_sync
 
-    Each replica computes its own mean and centred sum of squares in two passes, so nothing cancels.
-    Replicas are then combined by ONE all-reduce of `[sum, sum of squares, count]` about `shift`;
-    tf.distribute differentiates it as an all-reduce of the upstream gradients.
+
+def _normalised(x, mean, variance, gamma, beta, epsilon):
+    return (x - mean) * (gamma * tf.math.rsqrt(variance + epsilon)) + beta
+
+
+def _by_batch(groups, gammas, betas, epsilon, shift):
+    """Normalises by the statistics of this replica; the fused operation is three times faster.
 
     Args:
         groups: list of lists of `[N, H, W, C]` float32 maps; each list has one set of statistics.
-        shift: `[C]` or `[groups, C]` float32, equal on all replicas, best near the mean.
+        gammas, betas: list of `[C]`, one for each group.
+        epsilon: added to the variance.
+        shift: not used.
+
+    Returns:
+        list of maps in order, means `[groups, C]`, unbiased variances `[groups, C]`.
+    """
+    del shift  # this operation computes the variance about the mean
+    outputs, means, variances = [], [], []
+    for maps, gamma, beta in zip(groups, gammas, betas):
+        channels = maps[0].shape[-1]
+        pixels = [tf.reshape(x, [1, -1, 1, channels]) for x in maps]
+        fused = tf.raw_ops.FusedBatchNormV3(
+            x=tf.concat(pixels, axis=1),
+            scale=gamma,
+            offset=beta,
+            mean=[],
+            variance=[],
+            epsilon=epsilon,
+            is_training=True,
+        )
+        parts = tf.split(fused.y, [tf.shape(x)[1] for x in pixels], axis=1)
+        outputs += [
+            tf.ensure_shape(tf.reshape(y, tf.shape(x)), x.shape) for x, y in zip(maps, parts)
+        ]
+        means.append(fused.batch_mean)
+        variances.append(fused.batch_variance)
+    return outputs, tf.stack(means), tf.stack(variances)
+
+
+def _by_global_batch(groups, gammas, betas, epsilon, shift):
+    """The same by the statistics of all replicas together; see `global_statistics`."""
+    mean, variance, count = global_statistics(groups, shift)
+    outputs = [
+        _normalised(x, mean[i], variance[i], gamma, beta, epsilon)
+        for i, (maps, gamma, beta) in enumerate(zip(groups, gammas, betas))
+        for x in maps
+    ]
+    return outputs, mean, variance * (count / tf.maximum(count - 1.0, 1.0))
+
+
+def global_statistics(groups, shift):
+    """Mean and biased variance per channel over groups of maps and over all replicas.
+
+    Each replica computes its own mean and centred sum of squares in two passes, so nothing cancels.
+    Replicas are then combined by ONE all-reduce of `[sum, sum of squares, count]` about `shift`
+    (any value gives the same statistics; one near the mean keeps the digits). tf.distribute
+    differentiates it as an all-reduce of the upstream gradients.
+
+    Args:
+        groups: list of lists of `[N, H, W, C]` float32 maps; each list has one set of statistics.
+        shift: `[C]` or `[groups, C]` float32, equal on all replicas.
 
     Returns:
         mean `[groups, C]`, variance `[groups, C]`, count `[groups, 1]` (pixels in the group).
@@ -212,11 +261,9 @@ def batch_statistics(groups, shift):
             tf.add_n([tf.reduce_sum(tf.math.squared_difference(x, mean), [0, 1, 2]) for x in maps])
         )
     count, mean, square = tf.stack(counts), tf.stack(means), tf.stack(squares)
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return mean, square / tf.maximum(count, 1.0), count
     delta = mean - shift
     local = tf.concat([count * delta, square + count * tf.square(delta), count], axis=1)
+    context = tf.distribute.get_replica_context()
     total = context.all_reduce(tf.distribute.ReduceOp.SUM, local)
     channels = groups[0][0].shape[-1]
     sums, squares, count = tf.split(total, [channels, channels, 1], axis=1)

@@ -230,3 +230,15 @@ def test_errors_say_what_was_expected():
         IntegratedBatchNormalization().build([(1, 4, 4, 3), (1, 2, 2, 4)])
     with pytest.raises(ValueError, match=r"one of \['integrated', 'single', 'independent'\]"):
         make_normalization("group")
+
+
+@pytest.mark.parametrize("cls", NORMS)
+def test_compiled_training_step(cls):
+    pyramid = random_pyramid(sizes=((5, 4), (3, 2)))
+    eager, compiled = (randomised(cls(), pyramid) for _ in range(2))
+    expected = eager(pyramid, training=True)
+    got = tf.function(lambda *x: compiled(list(x), training=True), jit_compile=True)(*pyramid)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(getattr(compiled, name), getattr(eager, name), rtol=1e-5)
