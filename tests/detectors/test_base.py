@@ -314,7 +314,9 @@ def test_tensorflow_addons_optimizer():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match=r"coder and matcher must share one.*'mmdet1' and 'modern'"):
+    with pytest.raises(
+        ValueError, match=r"coder and matcher must share one.*'mmdet1' and 'modern'"
+    ):
         parts = tiny_detector(RetinaNet)
         RetinaNet(
             parts.backbone,
