@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from sepc_tf.necks import FPN, ConvTowers
+from sepc_tf.necks import FPN, SEPC, ConvTowers
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf_tests")
@@ -49,12 +49,18 @@ class TinyBackbone(keras.layers.Layer):
         return {**super().get_config(), **config}
 
 
-def tiny_detector(cls, num_classes=3, convention="modern", batch_norm=False, **options):
-    """A detector of class `cls` with a few thousand weights."""
+def tiny_detector(
+    cls, num_classes=3, convention="modern", batch_norm=False, variant=None, **options
+):
+    """A detector of class `cls` with a few thousand weights; `variant` is one of SEPC's."""
+    if variant:
+        towers = SEPC.variant(variant, filters=8, num_convs=1, name="towers")
+    else:
+        towers = ConvTowers(8, num_convs=1, name="towers")
     return cls.from_parts(
         backbone=TinyBackbone(batch_norm=batch_norm, name="backbone"),
         fpn=FPN(8, name="fpn"),
-        towers=ConvTowers(8, num_convs=1, name="towers"),
+        towers=towers,
         num_classes=num_classes,
         convention=convention,
         name="detector",

@@ -35,17 +35,24 @@ def dataset(*batches):
 
 
 @pytest.mark.parametrize(
-    ("cls", "clip_norm"), [(RetinaNet, None), (RetinaNet, 0.05), (FreeAnchor, None), (FSAF, None)]
+    ("cls", "clip_norm", "variant"),
+    [
+        (RetinaNet, None, None),
+        (RetinaNet, 0.05, None),
+        (RetinaNet, 0.05, "sepc_lite"),
+        (FreeAnchor, None, None),
+        (FSAF, None, None),
+    ],
 )
-def test_two_replicas_equal_one_device(two_replicas, cls, clip_norm):
+def test_two_replicas_equal_one_device(two_replicas, cls, clip_norm, variant):
     options = {"clip_norm": clip_norm, "weight_decay": 1e-2}
     batches = [random_batch(seed) for seed in range(3)]  # replicas with unequal object counts
-    single = tiny_detector(cls)
+    single = tiny_detector(cls, variant=variant)
     start = values(single)
     single.compile(sgd(), **options)
     history = single.fit(dataset(*batches), verbose=0).history
     with two_replicas.scope():
-        double = tiny_detector(cls)
+        double = tiny_detector(cls, variant=variant)
         assign(double, start)
         double.compile(sgd(), **options)
     double_history = double.fit(dataset(*batches), verbose=0).history
@@ -57,9 +64,9 @@ def test_two_replicas_equal_one_device(two_replicas, cls, clip_norm):
     for name in start:
         moved = np.abs(end[name] - start[name]).max()
         assert moved > 0, name
-        np.testing.assert_allclose(
-            double_end[name], end[name], rtol=0, atol=1e-5 * max(moved, np.abs(end[name]).max())
-        )
+        # The floor: a bias before a batch norm has no gradient but rounding noise.
+        tolerance = 1e-5 * max(moved, np.abs(end[name]).max()) + 1e-8
+        np.testing.assert_allclose(double_end[name], end[name], rtol=0, atol=tolerance)
     losses = single.evaluate(dataset(*batches), verbose=0, return_dict=True)
     double_losses = double.evaluate(dataset(*batches), verbose=0, return_dict=True)
     for name in ("loss", *cls.loss_names):
