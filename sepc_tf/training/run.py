@@ -95,7 +95,6 @@ def train(config, run_dir):
             else config.train.optimizer.weight_decay,
             jit_compile=config.train.jit_compile,
         )
-        detector.optimizer.build(detector.trainable_variables)
 
     # ---- callbacks -----------------------------------------------------------------------------
     writer = tf.summary.create_file_writer(str(run_dir / "tensorboard"))
