@@ -1,0 +1,184 @@
+"""From a checkpoint of mmdetection 1.x to a run directory, and back."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from sepc_tf.checkpoints import (
+    CheckpointError,
+    export_state_dict,
+    import_state_dict,
+    named_variables,
+    read_state_dict,
+)
+from sepc_tf.config import ConfigError
+from sepc_tf.data.check import DatasetError, read_annotations
+from sepc_tf.runs import load_run, prepare_run_dir
+from sepc_tf.training.callbacks import write_json
+from sepc_tf.training.checkpoints import read_variables, write_checkpoint
+from sepc_tf.zoo import build_detector
+
+log = logging.getLogger(__name__)
+
+CLASSIFIER = "bbox_head.retina_cls"
+
+_COCO_NAMES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
+    "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, "
+    "bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, "
+    "sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, "
+    "bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, "
+    "carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, "
+    "tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, "
+    "refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
+)
+# COCO's ids run from 1 to 90; these were never used.
+_COCO_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
+def coco_categories():
+    """COCO's 80 categories, `[{"id": 1, "name": "person"}, ...]`, in the order of their ids.
+
+    Example:
+        >>> coco_categories()[-1]
+        {'id': 90, 'name': 'toothbrush'}
+    """
+    ids = [number for number in range(1, 91) if number not in _COCO_UNUSED]
+    names = _COCO_NAMES.split(", ")
+    return [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
+
+
+def annotation_categories(path):
+    """The categories of a COCO annotation file, in the order of their ids, which is that of labels.
+
+    Raises:
+        DatasetError: the file cannot be used, or has no categories.
+    """
+    categories = sorted(read_annotations(path)["categories"], key=lambda c: c["id"])
+    if not categories:
+        raise DatasetError(f"{path}: no categories")
+    return [{"id": c["id"], "name": c["name"]} for c in categories]
+
+
+def convert_to_run(config, checkpoint, out_dir, categories=None, reset_head=False):
+    """Makes a run directory of a checkpoint of mmdetection 1.x.
+
+    The run evaluates, predicts and exports like a trained one. Every key of the checkpoint must
+    have its place in the detector and the other way round; otherwise nothing is written.
+
+    Args:
+        config: a `sepc_tf.config.Config`, of the detector that was trained.
+        checkpoint: a file that `read_state_dict` reads.
+        out_dir: the run directory; it must not exist, or be empty.
+        categories: `[{"id": int, "name": str}, ...]`, one per class, in the order of the classes;
+            COCO's by default.
+        reset_head: leave out the checkpoint's classifier and write a new, untrained one, to
+            fine-tune on other classes.
+
+    Returns:
+        `ImportReport`: what went where.
+
+    Raises:
+        CheckpointError: the file is unreadable, holds more than arrays, or does not fit; lists
+            every mismatch.
+        ConfigError: `out_dir` is not empty.
+        FileNotFoundError: there is no such checkpoint.
+
+    Example:
+        >>> config = load_config("configs/retinanet_r50_sepc_1x.yaml",
+        ...                      ["detector.convention=mmdet1"])
+        >>> print(convert_to_run(config, "retinanet_sepc.pth", "runs/retinanet_sepc"))
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ConfigError(f"--out {out_dir} exists and is not an empty folder; give another one")
+    categories = coco_categories() if categories is None else categories
+    try:
+        state_dict = read_state_dict(checkpoint)
+    except ImportError as error:  # no PyTorch: the message says how to get it
+        raise CheckpointError(str(error)) from error
+    if "conv1.weight" in state_dict:
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: holds a backbone alone, as torchvision's files do; start a "
+            "training from it with detector.backbone.weights=FILE"
+        )
+    config.detector.backbone.weights = None  # the checkpoint holds them
+    detector = build_detector(config.detector, num_classes=len(categories))
+    ignore = (f"{CLASSIFIER}.*",) if reset_head else ()
+    try:
+        report = import_state_dict(detector, state_dict, ignore=ignore)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint}: {error}{_hint(error, len(categories))}") from error
+    prepare_run_dir(out_dir, config)
+    write_json(out_dir / "categories.json", categories)
+    variables = read_variables(named_variables(detector))
+    write_checkpoint(
+        out_dir / "checkpoints/best.npz",
+        {f"model/{path}": value for path, value in variables.items()},
+        {"step": 0, "source": Path(checkpoint).name},
+    )
+    (out_dir / "conversion.txt").write_text(f"{checkpoint}\n{report}\n", encoding="utf-8")
+    if config.detector.convention == "modern":
+        log.warning(
+            "note: detector.convention is modern; the authors' models were trained, and reach "
+            "their AP, with detector.convention=mmdet1 (docs/conventions.md)"
+        )
+    return report
+
+
+def _hint(error, num_classes):
+    wrong = [line for line in str(error).splitlines() if "wrong shape:" in line]
+    if any(f"{CLASSIFIER}." in line for line in wrong):
+        return (
+            "\n--reset-head leaves the checkpoint's classifier out and starts a new one for "
+            f"{num_classes} classes; --annotations FILE names the classes of the checkpoint"
+        )
+    return ""
+
+
+def convert_to_mmdet1(run_dir, out, checkpoint="best"):
+    """Writes the weights of a run as a state dict of mmdetection 1.x.
+
+    Args:
+        run_dir: a run directory.
+        out: the file to write, `.npz` or (with PyTorch) `.pth`.
+        checkpoint: "best", "last" or a path, as for `load_run`.
+
+    Returns:
+        The state dict, key -> numpy array.
+
+    Raises:
+        CheckpointError: the run's weights cannot be read, have no counterpart in mmdetection, or
+            PyTorch is missing.
+        ConfigError: `run_dir` is no run directory, or another file ending.
+        FileExistsError: there is such a file.
+
+    Example:
+        >>> convert_to_mmdet1("runs/retinanet_sepc", "retinanet_sepc.npz")
+    """
+    out = Path(out)
+    if out.suffix not in (".npz", ".pth"):
+        raise ConfigError(f"--out {out}: expected a file that ends in .npz or .pth")
+    if out.exists():
+        raise FileExistsError(f"--out {out} exists already")
+    run = load_run(run_dir, checkpoint)
+    state_dict = export_state_dict(run.detector)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, **state_dict)
+        return state_dict
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"writing {out} needs PyTorch: pip install 'sepc-tf[convert]' (or write .npz)"
+        ) from error
+    torch.save(
+        {
+            "meta": {"CLASSES": tuple(category["name"] for category in run.categories)},
+            "state_dict": {key: torch.from_numpy(value) for key, value in state_dict.items()},
+        },
+        out,
+    )
+    return state_dict
