@@ -1,0 +1,5 @@
+"""Pure tensor functions: no Keras, no state."""
+
+from sepc_tf.ops.deform_conv2d import deform_conv2d, deform_conv2d_implementation, portable_ops
+
+__all__ = ["deform_conv2d", "deform_conv2d_implementation", "portable_ops"]
