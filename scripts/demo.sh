@@ -10,7 +10,7 @@ use_stack default
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 run_dir=${RUN_DIR:-runs/demo}
 
-"$PYTHON" scripts/make_demo_data.py --out demo_data
+"$PYTHON" scripts/make_demo_data.py demo_data
 "$PYTHON" scripts/train.py --config configs/demo_sepc_lite.yaml --run-dir "$run_dir" "$@"
 "$PYTHON" scripts/evaluate.py --run-dir "$run_dir" --checkpoint best
 "$PYTHON" scripts/predict.py --run-dir "$run_dir" --out "$run_dir/predictions" --limit 16 demo_data/val
