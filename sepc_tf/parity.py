@@ -5,8 +5,8 @@ inputs they were computed from again. Weights enter through `import_state_dict`,
 What a case asks for, and every size in it, is read from the case itself.
 
 Tolerances are relative to the largest value of the array compared, `OPERATOR_TOLERANCE` for single
-operators, losses and decoding, `NETWORK_TOLERANCE` for pyramid convolutions, necks, backbones and
-detectors. Every stored output must be compared.
+operators, losses and decoding, `NETWORK_TOLERANCE` for pyramid convolutions, necks, backbones,
+detectors and FreeAnchor's loss. Every stored output must be compared.
 
 Gradients through ReLUs and bilinear sampling jump where a pre-activation or a sampling position
 crosses its kink, and of the millions of units of a neck some always lie within rounding of theirs:
@@ -223,8 +223,12 @@ def check_of(config):
     ):
         if key in config:
             return check, tolerance
-    losses = {"fsaf": check_fsaf, "free_anchor": check_free_anchor, "retinanet": check_retinanet}
-    return losses[detector_type(config["head"])], OPERATOR_TOLERANCE
+    # FreeAnchor divides by an object's best IoU minus 0.6, which may be as small as it likes.
+    return {
+        "fsaf": (check_fsaf, OPERATOR_TOLERANCE),
+        "free_anchor": (check_free_anchor, NETWORK_TOLERANCE),
+        "retinanet": (check_retinanet, OPERATOR_TOLERANCE),
+    }[detector_type(config["head"])]
 
 
 def nhwc(array):
