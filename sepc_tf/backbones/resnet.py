@@ -65,8 +65,8 @@ class _Block(keras.layers.Layer):
 
     Bottleneck: 1x1 to `width` channels, 3x3 (strided, grouped, perhaps deformable), 1x1 to
     `filters`. Basic: two 3x3 of `filters` channels, the first strided. The shortcut is a strided
-    1x1 convolution where the shape changes (`project`). A norm follows every convolution, a ReLU all but the
-    last. Sublayers are named as torchvision's: `conv1`, `bn1`, ..., `downsample_conv`,
+    1x1 convolution where the shape changes (`project`). A norm follows every convolution, a ReLU
+    all but the last. Sublayers are named as torchvision's: `conv1`, `bn1`, ..., `downsample_conv`,
     `downsample_bn`.
     """
 

@@ -44,10 +44,12 @@ class RunState:
         step: optimizer steps done since the start of the run.
         steps_per_epoch: steps of one epoch.
         history: one dict of metrics per evaluated epoch, as in `history.json`.
+        writes: whether this process writes files; of several workers only the chief does.
     """
 
     steps_per_epoch: int
     step: int = 0
+    writes: bool = True
     history: list = field(default_factory=list)
 
     @property
@@ -175,7 +177,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def save(self):
         """Writes `step_<N>.npz` and removes the oldest ones."""
-        if self._saved_step == self.state.step:
+        if self._saved_step == self.state.step or not self.state.writes:
             return
         arrays = _prefixed("model", read_variables(named_variables(self.detector)))
         arrays |= _prefixed("optimizer", read_variables(self._optimizer_variables()))
@@ -188,6 +190,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def save_best(self, metrics):
         """Writes `best.npz`: the weights as evaluated (the averages where there are any)."""
+        if not self.state.writes:
+            return
         variables = self.average.averages if self.average else named_variables(self.detector)
         arrays = _prefixed("model", read_variables(variables))
         write_checkpoint(
@@ -264,7 +268,8 @@ class Evaluation(keras.callbacks.Callback):
         if best is None or metrics["AP"] > best["AP"]:
             self.checkpoints.save_best(metrics)
         self.state.history.append({"epoch": epoch, "step": self.state.step, **metrics})
-        write_json(self.history_file, self.state.history)
+        if self.state.writes:
+            write_json(self.history_file, self.state.history)
         log.info(
             "epoch %d: AP %.4f  AP50 %.4f  AP75 %.4f (best AP %.4f)",
             epoch,

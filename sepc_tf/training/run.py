@@ -1,6 +1,7 @@
 """One training, from top to bottom."""
 
 import logging
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -22,7 +23,7 @@ from sepc_tf.training.callbacks import (
     write_json,
 )
 from sepc_tf.training.checkpoints import read_latest
-from sepc_tf.training.distribution import make_strategy
+from sepc_tf.training.distribution import is_chief, make_strategy
 from sepc_tf.training.optimizers import make_optimizer
 from sepc_tf.training.schedules import make_schedule
 from sepc_tf.zoo import build_detector
@@ -50,36 +51,40 @@ def train(config, run_dir):
         NonFiniteLossError: the loss became NaN or infinite.
         Terminated: SIGTERM came; the state has been saved.
     """
-    # ---- run directory -------------------------------------------------------------------------
-    run_dir = prepare_run_dir(run_dir, config)
-    lock = lock_run_dir(run_dir)
-
-    # ---- devices, randomness, precision --------------------------------------------------------
+    # ---- devices, run directory ----------------------------------------------------------------
     strategy = make_strategy(config.train.strategy, config.train.cpu_replicas)
     replicas = strategy.num_replicas_in_sync
+    # Of several workers one writes; the others read its checkpoints from the same directory.
+    chief = is_chief(strategy)
+    run_dir = Path(run_dir)
+    lock = None
+    if chief:
+        prepare_run_dir(run_dir, config)
+        lock = lock_run_dir(run_dir)
+        write_environment(run_dir, config, strategy)
     if config.train.batch_size % replicas:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} images cannot be split evenly over "
             f"{replicas} replicas"
         )
+
+    # ---- randomness, precision -----------------------------------------------------------------
     keras.utils.set_random_seed(config.train.seed)
     if config.train.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(config.train.mixed_precision or "float32")
-    write_environment(run_dir, config, strategy)
 
     # ---- data ----------------------------------------------------------------------------------
     train_set = load_split(config.data, "train")
     val_set = load_split(config.data, "val")
-    write_json(
-        run_dir / "categories.json",
-        [
-            {"id": number, "name": name}
-            for number, name in zip(train_set.category_ids, train_set.class_names)
-        ],
-    )
+    categories = [
+        {"id": number, "name": name}
+        for number, name in zip(train_set.category_ids, train_set.class_names)
+    ]
+    if chief:
+        write_json(run_dir / "categories.json", categories)
     pipeline = training_pipeline(train_set, config)
-    state = RunState(pipeline.steps_per_epoch)
+    state = RunState(pipeline.steps_per_epoch, writes=chief)
     total_steps = config.train.epochs * state.steps_per_epoch
 
     # ---- detector and optimizer ----------------------------------------------------------------
@@ -97,7 +102,11 @@ def train(config, run_dir):
         )
 
     # ---- callbacks -----------------------------------------------------------------------------
-    writer = tf.summary.create_file_writer(str(run_dir / "tensorboard"))
+    writer = (
+        tf.summary.create_file_writer(str(run_dir / "tensorboard"))
+        if chief
+        else tf.summary.create_noop_writer()
+    )
     average = (
         WeightAverage(state, detector, config.train.ema_decay) if config.train.ema_decay else None
     )
@@ -170,5 +179,6 @@ def train(config, run_dir):
     finally:
         progress.close()
         writer.flush()
-        lock.close()
+        if lock:
+            lock.close()
     return state.history
