@@ -66,9 +66,10 @@ class CocoMetrics:
         from rich.table import Table
 
         table = Table(title="COCO box metrics")
-        for name in METRIC_NAMES:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_row(*map(_percent, self.summary.values()))
+        table.add_column("metric")
+        table.add_column("%", justify="right")
+        for name, value in self.summary.items():
+            table.add_row(name, _percent(value))
         return table
 
     def class_table(self):

@@ -199,6 +199,7 @@ def test_xla_train_step_equals_graph(cls):
 @pytest.mark.parametrize("cls", DETECTORS)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(cls, policy):
+    keras.utils.set_random_seed(1)
     keras.mixed_precision.set_global_policy(policy)
     try:
         detector = tiny_detector(cls)
@@ -217,10 +218,13 @@ def test_mixed_precision(cls, policy):
     np.testing.assert_allclose(logs["loss"], exact_logs["loss"], rtol=0.02)
     np.testing.assert_allclose(logs["grad_norm"], exact_logs["grad_norm"], rtol=0.05)
     end, exact_end = values(detector), values(exact)
-    steps = {name: np.abs(exact_end[name] - start[name]).max() for name in start}
-    for name, step in steps.items():
-        tolerance = 0.2 * step + 1e-3 * max(steps.values())
-        np.testing.assert_allclose(end[name], exact_end[name], rtol=0, atol=tolerance)
+    # bfloat16 keeps 8 bits, so single small gradients may be off by a fifth; the whole update, as
+    # one vector, must be that of float32.
+    step, exact_step = (
+        np.concatenate([(values[name] - start[name]).ravel() for name in start])
+        for values in (end, exact_end)
+    )
+    assert np.linalg.norm(step - exact_step) < 0.02 * np.linalg.norm(exact_step)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
