@@ -43,12 +43,15 @@ class RunState:
     Attributes:
         step: optimizer steps done since the start of the run.
         steps_per_epoch: steps of one epoch.
+        seconds: wall-clock time of these steps, tracing and waiting for data included, evaluations
+            and restarts not.
         history: one dict of metrics per evaluated epoch, as in `history.json`.
         writes: whether this process writes files; of several workers only the chief does.
     """
 
     steps_per_epoch: int
     step: int = 0
+    seconds: float = 0.0
     writes: bool = True
     history: list = field(default_factory=list)
 
@@ -64,14 +67,18 @@ class RunState:
 
 
 class StepCounter(keras.callbacks.Callback):
-    """Advances `RunState.step`; comes first so that the others see the step just done."""
+    """Advances `RunState`; comes first so that the others see the step just done."""
 
     def __init__(self, state):
         super().__init__()
         self.state = state
 
+    def on_train_batch_begin(self, batch, logs=None):
+        self._begun = time.perf_counter()
+
     def on_train_batch_end(self, batch, logs=None):
         self.state.step += 1
+        self.state.seconds += time.perf_counter() - self._begun
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -174,6 +181,7 @@ class Checkpoints(keras.callbacks.Callback):
         if self.average:
             assign_variables(self.average.averages, section(arrays, "ema"), source)
         self.state.step = self._saved_step = meta["step"]
+        self.state.seconds = meta["seconds"]
 
     def save(self):
         """Writes `step_<N>.npz` and removes the oldest ones."""
@@ -184,7 +192,7 @@ class Checkpoints(keras.callbacks.Callback):
         if self.average:
             arrays |= _prefixed("ema", read_variables(self.average.averages))
         path = self.directory / f"step_{self.state.step:08d}.npz"
-        write_checkpoint(path, arrays, {"step": self.state.step})
+        write_checkpoint(path, arrays, {"step": self.state.step, "seconds": self.state.seconds})
         remove_old(self.directory, self.keep)
         self._saved_step = self.state.step
 
@@ -267,7 +275,9 @@ class Evaluation(keras.callbacks.Callback):
         best = self.state.best
         if best is None or metrics["AP"] > best["AP"]:
             self.checkpoints.save_best(metrics)
-        self.state.history.append({"epoch": epoch, "step": self.state.step, **metrics})
+        self.state.history.append(
+            {"epoch": epoch, "step": self.state.step, "seconds": self.state.seconds, **metrics}
+        )
         if self.state.writes:
             write_json(self.history_file, self.state.history)
         log.info(
