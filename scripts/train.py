@@ -17,7 +17,7 @@ def main():
     args = parser.parse_args()
 
     from sepc_tf.config import load_config
-    from sepc_tf.training.run import train
+    from sepc_tf.train import train
 
     config = load_config(args.config, args.overrides)
     train(config, args.run_dir or Path("runs") / args.config.stem)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sepc_tf.config import ConfigError
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.pipeline import BatchPipeline
+from sepc_tf.errors import ConfigError
 
 
 def load_split(data, split):

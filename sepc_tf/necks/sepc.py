@@ -1,6 +1,7 @@
 """The SEPC neck: stacked pyramid convolutions and one extra convolution for each task."""
 
 import keras
+import tensorflow as tf
 
 from sepc_tf.layers.pconv import PConv
 from sepc_tf.layers.pyramid_normalization import make_normalization
@@ -128,6 +129,8 @@ class SEPC(keras.layers.Layer):
         return [self.pconvs[: self.num_convs], self.pconvs[self.num_convs :]]
 
     def call(self, pyramid, training=None):
+        if self.extra_padding == "valid":
+            pyramid = [*pyramid[:-1], self._checked(pyramid[-1])]
         stacked = []
         for stack in self._stacks():
             features = pyramid
@@ -137,6 +140,26 @@ class SEPC(keras.layers.Layer):
         cls = self._extra(stacked[0], 0, training)
         box = self._extra(stacked[-1], 1, training)
         return cls, box
+
+    def _checked(self, coarsest):
+        """The coarsest map, if the unpadded extra convolutions fit on it."""
+        side = self.extra_convs[0].kernel_size
+        message = (
+            f"the coarsest map must be at least {side} x {side} cells for the unpadded extra "
+            f"convolutions (extra_padding='valid', convention mmdet1); on P7 these are images "
+            f"above {128 * (side - 1)} pixels on both sides. Larger images, or "
+            "extra_padding='same' (convention modern). Height and width:"
+        )
+        size = coarsest.shape[1:3]
+        if None not in size:
+            if min(size) < side:
+                raise ValueError(f"{message} {tuple(size)}")
+            return coarsest
+        size = tf.shape(coarsest)[1:3]
+        with tf.control_dependencies(
+            [tf.debugging.Assert(tf.reduce_min(size) >= side, [message, size])]
+        ):
+            return tf.identity(coarsest)
 
     def _extra(self, features, task, training):
         features = self.extra_convs[task](features)

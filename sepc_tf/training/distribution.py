@@ -6,7 +6,7 @@ import os
 import tensorflow as tf
 
 from sepc_tf.compat import KERAS_3
-from sepc_tf.config import ConfigError
+from sepc_tf.errors import ConfigError
 
 
 def make_strategy(name, cpu_replicas=1):

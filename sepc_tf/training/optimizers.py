@@ -4,7 +4,7 @@ import inspect
 
 import keras
 
-from sepc_tf.config import ConfigError
+from sepc_tf.errors import ConfigError
 
 
 def make_optimizer(config, schedule):

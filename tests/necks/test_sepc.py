@@ -85,6 +85,17 @@ def test_round_trip_in_a_functional_model_of_unknown_size(shared, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_unpadded_extra_convolutions_refuse_maps_below_their_kernel():
+    neck = SEPC(8, num_convs=1, extra_padding="valid")
+    neck([tf.ones([1, 6, 6, 8]), tf.ones([1, 3, 3, 8])])
+    small = [tf.ones([1, 4, 8, 8]), tf.ones([1, 2, 4, 8])]
+    with pytest.raises(ValueError, match=r"at least 3 x 3 cells .* 256 pixels .* \(2, 4\)"):
+        neck(small)
+    unknown = tf.function(neck, input_signature=[[tf.TensorSpec([1, None, None, 8])] * 2])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at least 3 x 3 cells"):
+        unknown(small)
+
+
 def test_unknown_variant():
     with pytest.raises(ValueError, match=r"variant must be one of .*'sepc_lite'.* got 'full'"):
         SEPC.variant("full")
