@@ -59,32 +59,37 @@ class _PyramidNormalization(keras.layers.Layer):
             raise ValueError(
                 f"{self.name}: pyramid must have {self.num_levels} levels, got {len(pyramid)}"
             )
-        levels = [tf.cast(x, tf.float32) for x in pyramid]
-        gammas, betas = self._per_level(self.gamma), self._per_level(self.beta)
+        precision = tf.float64 if pyramid[0].dtype == tf.float64 else tf.float32
+        levels = [tf.cast(x, precision) for x in pyramid]
+        gammas, betas = (self._per_level(v, precision) for v in (self.gamma, self.beta))
         if training and self.trainable:
-            normalise = _by_batch if _num_replicas() == 1 else _by_global_batch
+            # The fused operation knows neither other replicas nor float64.
+            fused = _num_replicas() == 1 and precision == tf.float32
+            normalise = _by_batch if fused else _by_global_batch
             groups = [levels] if self.integrated else [[level] for level in levels]
             step = self.num_levels if self.integrated else 1
-            shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean))
+            shift = tf.cast(tf.stop_gradient(tf.convert_to_tensor(self.moving_mean)), precision)
             outputs, mean, unbiased = normalise(
                 groups, gammas[::step], betas[::step], self.epsilon, shift
             )
             self._update(self.moving_mean, tf.stop_gradient(mean))
             self._update(self.moving_variance, tf.stop_gradient(unbiased))
         else:
-            statistics = self._per_level(self.moving_mean), self._per_level(self.moving_variance)
+            means = self._per_level(self.moving_mean, precision)
+            variances = self._per_level(self.moving_variance, precision)
             outputs = [
                 _normalised(x, *arguments, self.epsilon)
-                for x, *arguments in zip(levels, *statistics, gammas, betas)
+                for x, *arguments in zip(levels, means, variances, gammas, betas)
             ]
         return [tf.cast(y, x.dtype) for x, y in zip(pyramid, outputs)]
 
-    def _per_level(self, variable):
-        value = tf.convert_to_tensor(variable)
+    def _per_level(self, variable, dtype):
+        value = tf.cast(tf.convert_to_tensor(variable), dtype)
         return tf.unstack(value) if self.independent else [value] * self.num_levels
 
     def _update(self, variable, statistics):
         value = tf.convert_to_tensor(variable)
+        statistics = tf.cast(statistics, value.dtype)
         # A single norm sees the levels one after the other, as one layer called on each would.
         for new in [statistics] if self.independent else tf.unstack(statistics):
             value = value * self.momentum + new * (1.0 - self.momentum)
@@ -117,7 +122,8 @@ class IntegratedBatchNormalization(_PyramidNormalization):
         training: whether batch statistics are used and the running ones updated.
 
     Returns:
-        list of maps of the same shapes and dtypes. Arithmetic is float32 under mixed precision.
+        list of maps of the same shapes and dtypes. Arithmetic is float32 under mixed precision,
+        float64 for float64 maps; the variables are float32.
 
     Example:
         >>> norm = IntegratedBatchNormalization()
@@ -245,15 +251,16 @@ def global_statistics(groups, shift):
     differentiates it as an all-reduce of the upstream gradients.
 
     Args:
-        groups: list of lists of `[N, H, W, C]` float32 maps; each list has one set of statistics.
-        shift: `[C]` or `[groups, C]` float32, equal on all replicas.
+        groups: list of lists of `[N, H, W, C]` float32 or float64 maps; each list has one set of
+            statistics.
+        shift: `[C]` or `[groups, C]`, their dtype, equal on all replicas.
 
     Returns:
         mean `[groups, C]`, variance `[groups, C]`, count `[groups, 1]` (pixels in the group).
     """
     counts, means, squares = [], [], []
     for maps in groups:
-        count = tf.add_n([tf.cast(tf.size(x[..., 0]), tf.float32) for x in maps])
+        count = tf.add_n([tf.cast(tf.size(x[..., 0]), x.dtype) for x in maps])
         mean = tf.add_n([tf.reduce_sum(x, axis=[0, 1, 2]) for x in maps]) / tf.maximum(count, 1.0)
         counts.append(count[None])
         means.append(mean)

@@ -53,6 +53,25 @@ def test_integrated_statistics_are_those_of_all_pixels():
     )
 
 
+@pytest.mark.parametrize("cls", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_float64_maps_are_normalised_in_float64(cls, training):
+    pyramid = [x.astype(np.float64) + 10.0 for x in random_pyramid()]
+    norm = randomised(cls(dtype="float64"), pyramid)
+    variables = [np.float64(v) for v in (norm.gamma, norm.beta, norm.moving_mean,
+                                         norm.moving_variance)]  # fmt: skip
+    pixels = np.concatenate([flat(x) for x in pyramid])
+    outputs = norm(pyramid, training=training)
+    for level, (x, y) in enumerate(zip(pyramid, outputs)):
+        gamma, beta, mean, variance = (v[level] if v.ndim == 2 else v for v in variables)
+        if training:
+            of = pixels if cls is IntegratedBatchNormalization else flat(x)
+            mean, variance = of.mean(axis=0), of.var(axis=0)
+        want = gamma * (x - mean) / np.sqrt(variance + 1e-5) + beta
+        assert y.dtype == tf.float64
+        np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-9)
+
+
 def test_single_normalises_each_level_and_updates_in_turn():
     pyramid = random_pyramid(sizes=((5, 4), (3, 2)))
     norm = randomised(SingleBatchNormalization(momentum=0.8), pyramid)
