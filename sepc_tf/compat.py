@@ -5,6 +5,7 @@ Every other module writes one form that runs on both: `import keras`, `add_weigh
 """
 
 import keras
+import tensorflow as tf
 
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
 
@@ -38,6 +39,23 @@ def prepare_optimizer(optimizer, variables):
     if KERAS_3:
         innermost = getattr(optimizer, "inner_optimizer", optimizer)
         innermost._all_reduce_sum_gradients = list
+
+
+def several_workers_function(model):
+    """`model.fit`'s function of an iterator where several workers train, or None for Keras' own.
+
+    Keras 3 averages what `train_step` returns over an axis that scalars do not have. What a
+    `Detector` returns is equal on all replicas: any one's will do.
+    """
+    strategy = model.distribute_strategy
+    if not (KERAS_3 and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)):
+        return None
+
+    def step(iterator):
+        outputs = strategy.run(model.train_step, args=(next(iterator),))
+        return {name: strategy.experimental_local_results(v)[0] for name, v in outputs.items()}
+
+    return tf.function(step, jit_compile=model.jit_compile, reduce_retracing=True)
 
 
 def loss_scale(optimizer):

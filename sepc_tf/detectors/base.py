@@ -218,6 +218,15 @@ class Detector(keras_cv.models.RetinaNet):
             "non_finite": 1.0 - tf.cast(sound, tf.float32),
         }
 
+    def make_train_function(self, force=False):
+        """Keras' own, but for several workers on Keras 3; see `compat.several_workers_function`."""
+        if force or self.train_function is None:
+            self.train_function = compat.several_workers_function(self)
+        return self.train_function or super().make_train_function(force)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: all weights exist. Keras 3's cannot take a batch of several workers."""
+
     def _apply_or_undo(self, finite, gradients, variables, statistics, before):
         optimizer = self.optimizer
 

@@ -5,7 +5,6 @@ import os
 
 import tensorflow as tf
 
-from sepc_tf.compat import KERAS_3
 from sepc_tf.errors import ConfigError
 
 
@@ -23,8 +22,8 @@ def make_strategy(name, cpu_replicas=1):
         A `tf.distribute.Strategy`.
 
     Raises:
-        ConfigError: TF_CONFIG is missing or unusable, several workers were asked for on Keras 3, or
-            TensorFlow's devices were already initialised with another number of CPU devices.
+        ConfigError: TF_CONFIG is missing or unusable, or TensorFlow's devices were already
+            initialised with another number of CPU devices.
 
     Example:
         >>> with make_strategy("mirrored", cpu_replicas=2).scope():
@@ -33,11 +32,6 @@ def make_strategy(name, cpu_replicas=1):
     if name == "one":
         return tf.distribute.get_strategy()
     if name == "multi_worker":
-        if KERAS_3:
-            raise ConfigError(
-                "train.strategy: multi_worker runs on the addons stack (TensorFlow 2.15, Keras 2) "
-                "only: model.fit of Keras 3 fails with several workers; use mirrored here"
-            )
         _check_tf_config()
         return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
