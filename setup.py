@@ -34,6 +34,6 @@ setup(
             "tensorflow-metadata<1.18",
         ],
         "convert": ["torch"],
-        "test": ["pytest", "hypothesis", "ruff"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

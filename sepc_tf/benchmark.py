@@ -1,5 +1,6 @@
 """Measures the deformable convolution against the ordinary one, in time and in memory."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -115,8 +116,10 @@ def _forms(batch, height, width, stride, backward):
     forms["xla"] = build(portable)
     forms["xla, jit"] = build(portable, jit=True)
     forms["gather_nd"] = build(gather_nd)
-    if _has_resampler():
+    if _is_installed("tensorflow_addons"):
         forms["tfa resampler"] = build(resampler)
+    if _is_installed("torch"):
+        forms["torch grid_sample"] = _torch_form(x, offset, kernel, stride, upstream, backward)
     return forms
 
 
@@ -179,12 +182,35 @@ def _grid(x, offset, stride):
     return tf.reshape(offset, [*offset.shape[:3], 9, 2]) + tf.constant(grid, x.dtype)
 
 
-def _has_resampler():
-    try:
-        import tensorflow_addons  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def _torch_form(x, offset, kernel, stride, upstream, backward):
+    """Columns by PyTorch's `grid_sample`, one matrix product, gradients by PyTorch; NCHW."""
+    import torch
+
+    batch, height, width, channels = x.shape
+    out_h, out_w = offset.shape[1:3]
+    position = torch.tensor(_grid(tf.zeros_like(x), tf.zeros_like(offset), stride).numpy())
+    size = torch.tensor([height - 1.0, width - 1.0])
+    x = torch.tensor(x.numpy().transpose(0, 3, 1, 2)).contiguous().requires_grad_(backward)
+    offset = torch.tensor(offset.numpy()).requires_grad_(backward)
+    kernel = torch.tensor(kernel.numpy().transpose(3, 2, 0, 1).reshape(kernel.shape[-1], -1))
+    kernel.requires_grad_(backward)
+    upstream = torch.tensor(upstream.numpy().transpose(0, 3, 1, 2)).flatten(2)
+
+    def run():
+        grid = 2.0 * (position + offset.view(position.shape)) / size - 1.0
+        # [N, 9, Ho, Wo, (x, y)] -> one tall map, so that the columns come out tap by tap
+        grid = grid.flip(-1).permute(0, 3, 1, 2, 4).reshape(batch, 9 * out_h, out_w, 2)
+        columns = torch.nn.functional.grid_sample(
+            x, grid, padding_mode="zeros", align_corners=True
+        ).view(batch, channels * 9, out_h * out_w)
+        y = kernel @ columns
+        return torch.autograd.grad(y, [x, offset, kernel], upstream) if backward else y
+
+    return run
+
+
+def _is_installed(package):
+    return importlib.util.find_spec(package) is not None
 
 
 # ---- how it is measured

@@ -1,4 +1,4 @@
-"""Every detector with every head: build, one training step, predict, save, load."""
+"""Every detector with every head: build, one training step, predict, save, load, export."""
 
 import keras
 import numpy as np
@@ -6,7 +6,17 @@ import pytest
 import tensorflow as tf
 
 from sepc_tf.checkpoints import named_variables
-from sepc_tf.config import BackboneConfig, ConfigError, DetectorConfig, HeadConfig
+from sepc_tf.config import (
+    BackboneConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DetectorConfig,
+    HeadConfig,
+)
+from sepc_tf.export import export
+from sepc_tf.inference import detect_images
+from sepc_tf.runs import Run
 from sepc_tf.zoo import DETECTORS, VARIANTS, build_backbone, build_detector
 
 IMAGE = (64, 96)
@@ -59,6 +69,37 @@ def test_everything_buildable_trains_predicts_saves_and_loads(detector_type, var
     loaded = keras.models.load_model(tmp_path / "detector.keras", compile=False)
     for name, value in loaded.predict_step(batch()).items():
         np.testing.assert_allclose(value.numpy(), found[name].numpy(), rtol=1e-5, atol=1e-5)
+
+    config = Config(data=DataConfig(test_short_side=64, long_side=96))
+    categories = [{"id": i, "name": str(i)} for i in range(3)]
+    export(Run(config, detector, categories, tmp_path, 0), tmp_path / "served")
+    images = np.random.default_rng(1).integers(0, 256, (1, 50, 70, 3)).astype(np.uint8)
+    expected = detect_images(detector, config.data, tf.constant(images))
+    served = tf.saved_model.load(tmp_path / "served").signatures["serving_default"]
+    for name, value in served(images=tf.constant(images)).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("detector_type", DETECTORS)
+def test_a_step_on_two_replicas_equals_one_device(detector_type, two_replicas):
+    def trained(strategy):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            detector = build_detector(tiny(detector_type, "sepc_lite"), num_classes=3)
+            detector.compile(keras.optimizers.SGD(0.01), clip_norm=35.0, weight_decay=1e-4)
+        data = tf.data.Dataset.from_tensors(batch()).with_options(unsharded())
+        detector.fit(data, verbose=0)
+        return {name: v.numpy() for name, v in named_variables(detector).items()}
+
+    one, two = trained(tf.distribute.get_strategy()), trained(two_replicas)
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def unsharded():
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
 
 
 @pytest.mark.parametrize("convention", ["modern", "mmdet1"])
