@@ -19,10 +19,9 @@ def run(main):
     except KeyboardInterrupt:
         code = _say("interrupted; start again with the same run directory to continue", 130)
     except Exception as error:
-        from sepc_tf.checkpoints import CheckpointError
-        from sepc_tf.config import ConfigError
         from sepc_tf.data.check import DatasetError
         from sepc_tf.data.images import UnreadableImageError
+        from sepc_tf.errors import CheckpointError, ConfigError
         from sepc_tf.training.callbacks import NonFiniteLossError, Terminated
 
         if isinstance(error, Terminated):

@@ -12,11 +12,12 @@ from sepc_tf.checkpoints import (
     named_variables,
     read_state_dict,
 )
+from sepc_tf.checkpoints.variables import read_variables
 from sepc_tf.config import ConfigError
 from sepc_tf.data.check import DatasetError, read_annotations
 from sepc_tf.runs import load_run, prepare_run_dir
 from sepc_tf.training.callbacks import write_json
-from sepc_tf.training.checkpoints import read_variables, write_checkpoint
+from sepc_tf.training.checkpoints import write_checkpoint
 from sepc_tf.zoo import build_detector
 
 log = logging.getLogger(__name__)

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from sepc_tf.checkpoints import CheckpointError
-from sepc_tf.checkpoints.variables import named_variables
+from sepc_tf.checkpoints.variables import assign_variables, named_variables
 from sepc_tf.config import ConfigError, config_to_yaml, differences, load_config
+from sepc_tf.errors import CheckpointError
 from sepc_tf.training.callbacks import write_json
 from sepc_tf.training.checkpoints import (
-    assign_variables,
     read_checkpoint,
     section,
     step_files,

@@ -5,23 +5,26 @@ from pathlib import Path
 import keras
 
 from sepc_tf.checkpoints.io import read_state_dict
-from sepc_tf.checkpoints.mmdet import CheckpointError, import_state_dict
+from sepc_tf.checkpoints.mmdet import import_state_dict
+from sepc_tf.checkpoints.variables import assign_variables, named_variables, read_variables
+from sepc_tf.errors import CheckpointError
 
 
 def load_backbone_weights(backbone, path):
     """Loads classification weights into a built `ResNet`.
 
     Files: torchvision's ResNet and ResNeXt (`.pth`, `.npz`, `.safetensors`; the classifier `fc.*`
-    is left out and reported), a whole mmdetection detector (its `backbone.*` is taken), or
-    `.weights.h5` of a Keras model around the backbone alone. Offset convolutions of deformable
-    stages that the file does not have keep their zeros, so that they start as plain convolutions.
+    is left out and reported), or a whole mmdetection detector (its `backbone.*` is taken). Of ours:
+    a checkpoint of a run (`.npz`), a `.keras` file of a detector or of a model around a backbone,
+    and `.weights.h5` of a model around the backbone alone. Offset convolutions of deformable stages
+    that the file does not have keep their zeros, so that they start as plain convolutions.
 
     Args:
         backbone: a built `sepc_tf.backbones.ResNet`.
         path: the file.
 
     Returns:
-        `ImportReport`; None for a `.weights.h5`, which Keras checks by itself.
+        `ImportReport` for files of other frameworks, None for ours.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -31,18 +34,24 @@ def load_backbone_weights(backbone, path):
     Example:
         >>> print(load_backbone_weights(backbone, "resnet50-0676ba61.pth"))
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {path}: no such file")
     if Path(path).name.endswith(".weights.h5"):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"checkpoint {path}: no such file")
-        images = keras.Input((None, None, 3))
-        try:
-            keras.Model(images, backbone(images)).load_weights(path)
-        except Exception as error:
-            raise CheckpointError(
-                f"checkpoint {path}: does not fit the backbone ({error})"
-            ) from error
+        _load_keras_weights(backbone, path)
+        return None
+    if Path(path).suffix == ".keras":
+        _assign(backbone, _backbone_of_keras_file(path, type(backbone)), path)
         return None
     state_dict = read_state_dict(path)
+    for prefix in ("ema/backbone/", "model/backbone/"):  # a run's own; averages are better
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+        if own:
+            _assign(backbone, own, path)
+            return None
     prefix = "backbone."
     if any(key.startswith(prefix) for key in state_dict):
         state_dict = {
@@ -54,3 +63,30 @@ def load_backbone_weights(backbone, path):
     if not any(".conv_offset." in key for key in state_dict):
         ignore.append("*.conv_offset.*")
     return import_state_dict(backbone, state_dict, ignore=ignore)
+
+
+def _load_keras_weights(backbone, path):
+    images = keras.Input((None, None, 3))
+    try:
+        keras.Model(images, backbone(images)).load_weights(path)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path}: does not fit the backbone ({error})") from error
+
+
+def _backbone_of_keras_file(path, cls):
+    """Path -> array of the first layer of class `cls` in a saved model."""
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path}: Keras cannot load it ({error})") from error
+    for layer in [model, getattr(model, "backbone", None), *getattr(model, "layers", [])]:
+        if isinstance(layer, cls):
+            return read_variables(named_variables(layer))
+    raise CheckpointError(f"checkpoint {path}: the model has no {cls.__name__} layer")
+
+
+def _assign(backbone, arrays, path):
+    variables = named_variables(backbone)
+    if not any("/offset/" in key for key in arrays):
+        variables = {key: value for key, value in variables.items() if "/offset/" not in key}
+    assign_variables(variables, arrays, f"checkpoint {path}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sepc_tf.checkpoints.mmdet import CheckpointError
+from sepc_tf.errors import CheckpointError
 
 _SAFETENSORS_TYPES = {
     "F64": "<f8",

@@ -11,11 +11,7 @@ import re
 import numpy as np
 
 from sepc_tf.checkpoints.variables import named_variables
-
-
-class CheckpointError(ValueError):
-    """A file or state dict that cannot be imported; the message lists everything wrong with it."""
-
+from sepc_tf.errors import CheckpointError
 
 # (our path segment, theirs). The first match wins; a match covers the whole segment.
 _SEGMENTS = [

@@ -1,5 +1,7 @@
 """The variables of a layer tree under names that are the same on both Keras stacks."""
 
+from sepc_tf.errors import CheckpointError
+
 
 def named_variables(layer):
     """Returns every variable below `layer`, keyed by its path of layer names.
@@ -27,6 +29,38 @@ def named_variables(layer):
     if not found:
         raise ValueError(f"layer {layer.name!r} has no variables; build it first")
     return found
+
+
+def assign_variables(variables, arrays, source):
+    """Assigns arrays to variables of the same names, all or nothing.
+
+    Args:
+        variables: `dict[str, variable]`, as `named_variables` gives it.
+        arrays: `dict[str, np.ndarray]`.
+        source: names the origin in the error.
+
+    Raises:
+        CheckpointError: names or shapes differ; all differences are listed, nothing is assigned.
+    """
+    problems = [f"missing: {name}" for name in variables if name not in arrays]
+    problems += [f"unexpected: {name}" for name in arrays if name not in variables]
+    problems += [
+        f"{name}: shape {tuple(arrays[name].shape)}, expected {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if name in arrays and tuple(arrays[name].shape) != tuple(variable.shape)
+    ]
+    if problems:
+        shown = "\n  ".join(
+            problems[:20] + [f"... {len(problems) - 20} more"] * (len(problems) > 20)
+        )
+        raise CheckpointError(f"{source} does not fit:\n  {shown}")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def read_variables(variables):
+    """Returns the values of `dict[str, variable]` as numpy arrays."""
+    return {name: variable.numpy() for name, variable in variables.items()}
 
 
 def _collect(layer, path, found, visited):

@@ -19,15 +19,9 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sepc_tf.checkpoints.variables import named_variables
+from sepc_tf.checkpoints.variables import assign_variables, named_variables, read_variables
 from sepc_tf.compat import optimizer_variables
-from sepc_tf.training.checkpoints import (
-    assign_variables,
-    read_variables,
-    remove_old,
-    section,
-    write_checkpoint,
-)
+from sepc_tf.training.checkpoints import remove_old, section, write_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sepc_tf.checkpoints import CheckpointError
+from sepc_tf.errors import CheckpointError
 
 _STEP_FILE = re.compile(r"step_(\d+)\.npz")
 
@@ -92,35 +92,3 @@ def section(arrays, name):
     """Returns the arrays of one section ("model", "optimizer", "ema") without its prefix."""
     prefix = f"{name}/"
     return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
-
-
-def assign_variables(variables, arrays, source):
-    """Assigns arrays to variables of the same names, all or nothing.
-
-    Args:
-        variables: `dict[str, variable]`, as `named_variables` gives it.
-        arrays: `dict[str, np.ndarray]`.
-        source: names the origin in the error.
-
-    Raises:
-        CheckpointError: names or shapes differ; all differences are listed, nothing is assigned.
-    """
-    problems = [f"missing: {name}" for name in variables if name not in arrays]
-    problems += [f"unexpected: {name}" for name in arrays if name not in variables]
-    problems += [
-        f"{name}: shape {tuple(arrays[name].shape)}, expected {tuple(variable.shape)}"
-        for name, variable in variables.items()
-        if name in arrays and tuple(arrays[name].shape) != tuple(variable.shape)
-    ]
-    if problems:
-        shown = "\n  ".join(
-            problems[:20] + [f"... {len(problems) - 20} more"] * (len(problems) > 20)
-        )
-        raise CheckpointError(f"{source} does not fit this detector:\n  {shown}")
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
-
-
-def read_variables(variables):
-    """Returns the values of `dict[str, variable]` as numpy arrays."""
-    return {name: variable.numpy() for name, variable in variables.items()}

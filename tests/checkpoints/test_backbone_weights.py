@@ -9,6 +9,10 @@ from sepc_tf.checkpoints import (
     load_backbone_weights,
     named_variables,
 )
+from sepc_tf.checkpoints.variables import read_variables
+from sepc_tf.detectors import RetinaNet
+from sepc_tf.necks import FPN, ConvTowers
+from sepc_tf.training.checkpoints import write_checkpoint
 
 
 def backbone(seed=None, **options):
@@ -61,6 +65,40 @@ def test_keras_weights_file(tmp_path):
     keras.Model(images, source(images)).save_weights(tmp_path / "resnet.weights.h5")
     load_backbone_weights(target, str(tmp_path / "resnet.weights.h5"))
     assert_equal(source, target)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_keras_file_of_a_detector_or_of_a_backbone(tmp_path, whole):
+    source, target = backbone(seed=0), backbone(deformable_stages=(5,))
+    if whole:
+        model = RetinaNet.from_parts(source, FPN(8, name="fpn"), ConvTowers(8, num_convs=1,
+                                     name="towers"), num_classes=3)  # fmt: skip
+    else:
+        images = keras.Input((None, None, 3))
+        model = keras.Model(images, source(images))
+    model.save(tmp_path / "model.keras")
+    assert load_backbone_weights(target, tmp_path / "model.keras") is None
+    values = named_variables(target)
+    for path, variable in named_variables(source).items():
+        np.testing.assert_array_equal(variable, values[path])
+    with pytest.raises(CheckpointError, match=r"model\.keras does not fit"):
+        load_backbone_weights(backbone(depth=34), tmp_path / "model.keras")
+    (tmp_path / "broken.keras").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"broken\.keras: Keras cannot load it"):
+        load_backbone_weights(target, tmp_path / "broken.keras")
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_checkpoint_of_a_run(tmp_path, averaged):
+    source, average, target = backbone(seed=0), backbone(seed=1), backbone()
+    arrays = {f"model/backbone/{k}": v for k, v in read_variables(named_variables(source)).items()}
+    if averaged:
+        arrays |= {
+            f"ema/backbone/{k}": v for k, v in read_variables(named_variables(average)).items()
+        }
+    write_checkpoint(tmp_path / "best.npz", {**arrays, "model/head/bias": np.zeros(3)}, {"step": 5})
+    load_backbone_weights(target, tmp_path / "best.npz")
+    assert_equal(average if averaged else source, target)
 
 
 def test_wrong_depth_and_width_name_the_keys(tmp_path):

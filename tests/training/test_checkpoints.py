@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sepc_tf.checkpoints import CheckpointError
+from sepc_tf.checkpoints.variables import assign_variables
+from sepc_tf.errors import CheckpointError
 from sepc_tf.training.checkpoints import (
-    assign_variables,
     read_checkpoint,
     read_latest,
     remove_old,
