@@ -37,6 +37,9 @@ def run(main):
             | FileNotFoundError,
         ):
             code = _say(f"error: {error}", 2)
+        elif "UnreadableImageError: " in str(error):  # raised inside tf.data, wrapped by it
+            message = str(error).split("UnreadableImageError: ", 1)[1]
+            code = _say(f"error: {message.splitlines()[0]}", 2)
         else:
             raise
     sys.exit(code)

@@ -22,7 +22,10 @@ def float32_weight_options():
 def optimizer_variables(optimizer):
     """Returns the list of an optimizer's variables; a method on legacy (and tfa) optimizers."""
     variables = optimizer.variables
-    return list(variables() if callable(variables) else variables)
+    variables = list(variables() if callable(variables) else variables)
+    # Keras 2's LossScaleOptimizer leaves out its own.
+    scale = None if KERAS_3 else getattr(optimizer, "_loss_scale", None)
+    return variables + list(getattr(scale, "_weights", {}).values())
 
 
 def prepare_optimizer(optimizer, variables):

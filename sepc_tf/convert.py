@@ -14,7 +14,7 @@ from sepc_tf.checkpoints import (
 )
 from sepc_tf.checkpoints.variables import read_variables
 from sepc_tf.config import ConfigError
-from sepc_tf.data.check import DatasetError, read_annotations
+from sepc_tf.data.check import read_annotations
 from sepc_tf.runs import load_run, prepare_run_dir
 from sepc_tf.training.callbacks import write_json
 from sepc_tf.training.checkpoints import write_checkpoint
@@ -54,11 +54,9 @@ def annotation_categories(path):
     """The categories of a COCO annotation file, in the order of their ids, which is that of labels.
 
     Raises:
-        DatasetError: the file cannot be used, or has no categories.
+        DatasetError: the file cannot be used.
     """
     categories = sorted(read_annotations(path)["categories"], key=lambda c: c["id"])
-    if not categories:
-        raise DatasetError(f"{path}: no categories")
     return [{"id": c["id"], "name": c["name"]} for c in categories]
 
 
@@ -95,10 +93,7 @@ def convert_to_run(config, checkpoint, out_dir, categories=None, reset_head=Fals
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ConfigError(f"--out {out_dir} exists and is not an empty folder; give another one")
     categories = coco_categories() if categories is None else categories
-    try:
-        state_dict = read_state_dict(checkpoint)
-    except ImportError as error:  # no PyTorch: the message says how to get it
-        raise CheckpointError(str(error)) from error
+    state_dict = read_state_dict(checkpoint)
     if "conv1.weight" in state_dict:
         raise CheckpointError(
             f"checkpoint {checkpoint}: holds a backbone alone, as torchvision's files do; start a "

@@ -54,7 +54,7 @@ def export(run, directory):
         TensorShape([1, 100, 4])
     """
     directory = Path(directory)
-    occupied = directory.exists() and any(directory.iterdir())
+    occupied = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
     if occupied and not (directory / "saved_model.pb").is_file():
         raise FileExistsError(
             f"{directory} exists and holds no SavedModel; name an empty or a new folder"

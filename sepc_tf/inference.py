@@ -1,7 +1,7 @@
 """From uint8 images of any size to boxes in their own pixels, in one function of the graph.
 
-`predict`, `evaluate` on single images, and the exported SavedModel all run this function, so what
-is served is what was measured.
+`predict` and the exported SavedModel run this function; evaluation has the same steps in its data
+pipeline, where images of one batch may differ in size.
 """
 
 import tensorflow as tf

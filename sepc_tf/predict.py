@@ -97,19 +97,34 @@ def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
 
     Returns:
         (`dict[str, Detections]` by file name, `dict[str, str]` of errors of unreadable files).
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        FileExistsError: `out_dir` is a folder of input images.
     """
+    files = list_images(paths)[:limit]
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    overwritten = {path.resolve().parent for path in files} & {out_dir.resolve()}
+    if overwritten:
+        raise FileExistsError(
+            f"{out_dir} holds input images, which the pictures could replace; give another --out"
+        )
     predictor = Predictor(run)
     found, failed, used = {}, {}, set()
-    for path in list_images(paths)[:limit]:
+    for path in files:
         try:
             image = read_image(path)
         except UnreadableImageError as error:
             failed[str(path)] = str(error)
             log.warning("skipped: %s", error)
             continue
-        detections = predictor(image)
+        try:
+            detections = predictor(image)
+        except tf.errors.InvalidArgumentError as error:  # a shape that this detector cannot take
+            failed[str(path)] = error.message
+            log.warning("skipped: %s: %s", path, error.message)
+            continue
         found[str(path)] = detections
         drawn = detections.scores >= min_score
         picture = draw_detections(

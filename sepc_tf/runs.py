@@ -71,7 +71,9 @@ def prepare_run_dir(run_dir, config):
     """
     run_dir = Path(run_dir)
     saved = run_dir / "config.yaml"
-    if saved.is_file():
+    if saved.is_file() and not (run_dir / "checkpoints").is_dir():
+        pass  # a first start that failed before it trained
+    elif saved.is_file():
         changed = [
             line
             for line in differences(load_config(saved), config)
@@ -147,7 +149,7 @@ def load_run(run_dir, checkpoint="best", overrides=()):
 
     Example:
         >>> run = load_run("runs/demo")
-        >>> detections = predict(run, "image.jpg")
+        >>> detections = Predictor(run)("image.jpg")
     """
     run_dir = Path(run_dir)
     if not (run_dir / "config.yaml").is_file():

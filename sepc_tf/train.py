@@ -6,7 +6,9 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from sepc_tf.checkpoints.variables import assign_variables, named_variables
 from sepc_tf.config import ConfigError, config_to_yaml
+from sepc_tf.data.check import DatasetError
 from sepc_tf.data.sources import evaluation_pipeline, load_split, training_pipeline
 from sepc_tf.evaluation.run import Evaluator
 from sepc_tf.runs import lock_run_dir, prepare_run_dir, write_environment
@@ -22,7 +24,7 @@ from sepc_tf.training.callbacks import (
     read_json,
     write_json,
 )
-from sepc_tf.training.checkpoints import read_latest
+from sepc_tf.training.checkpoints import read_checkpoint, read_latest, section, step_files
 from sepc_tf.training.distribution import is_chief, make_strategy
 from sepc_tf.training.optimizers import make_optimizer
 from sepc_tf.training.schedules import make_schedule
@@ -77,6 +79,11 @@ def train(config, run_dir):
     # ---- data ----------------------------------------------------------------------------------
     train_set = load_split(config.data, "train")
     val_set = load_split(config.data, "val")
+    if val_set.category_ids != train_set.category_ids:
+        raise DatasetError(
+            f"{val_set.name} has category ids {list(val_set.category_ids)}, {train_set.name} has "
+            f"{list(train_set.category_ids)}: training and validation need the same categories"
+        )
     categories = [
         {"id": number, "name": name}
         for number, name in zip(train_set.category_ids, train_set.class_names)
@@ -100,6 +107,13 @@ def train(config, run_dir):
             else config.train.optimizer.weight_decay,
             jit_compile=config.train.jit_compile,
         )
+
+    converted = run_dir / "checkpoints" / "best.npz"
+    if converted.is_file() and not step_files(converted.parent):
+        # What scripts/convert_checkpoint.py left here: fine-tuning starts from it.
+        arrays, _ = read_checkpoint(converted)
+        assign_variables(named_variables(detector), section(arrays, "model"), converted)
+        log.info("starting from the weights of %s", converted)
 
     # ---- callbacks -----------------------------------------------------------------------------
     writer = (
@@ -146,6 +160,13 @@ def train(config, run_dir):
         state.history = [entry for entry in history if entry["step"] <= state.step]
         log.info("continuing at step %d of %d", state.step, total_steps)
     else:
+        backbone = config.detector.backbone
+        pretrained = backbone.weights or converted.is_file()
+        if not pretrained and (backbone.frozen_stages >= 0 or backbone.norm != "sync"):
+            log.warning(
+                "detector.backbone.weights is not set: the frozen parts of the backbone and its "
+                "batch norm statistics stay as they were initialised"
+            )
         with writer.as_default(step=0):
             tf.summary.text("config", f"```\n{config_to_yaml(config)}```")
     evaluation.evaluate_if_due()  # the process may have been killed before an epoch's evaluation

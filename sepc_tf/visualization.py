@@ -1,4 +1,4 @@
-"""Pictures: boxes on images, predictions beside ground truth, curves of a training."""
+"""Pictures: boxes on images, predictions beside ground truth."""
 
 import colorsys
 import functools
@@ -103,43 +103,6 @@ def prediction_grid(rows, names=None):
             canvas.paste(Image.fromarray(picture), (column * (width + GAP), top))
         top += pair[0].shape[0] + GAP
     return np.asarray(canvas)
-
-
-def plot_training_curves(curves, path):
-    """Draws one panel per group of curves over the training step, and writes a PNG.
-
-    Args:
-        curves: dict from panel title ("loss", "AP") to a dict from curve name to (steps, values);
-            values that are not finite are left out.
-        path: of the PNG; its folder is made when missing.
-
-    Example:
-        >>> plot_training_curves({"AP": {"sepc_lite": ([125, 250], [0.12, 0.31])}}, "curves.png")
-    """
-    # The figure alone, without pyplot: no display and no global state.
-    from matplotlib.figure import Figure
-
-    if not curves:
-        raise ValueError("curves: expected at least one panel, got none")
-    columns = min(len(curves), 3)
-    lines = math.ceil(len(curves) / columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for panel, (title, named) in zip(panels, curves.items()):
-        for name, (steps, values) in named.items():
-            steps, values = np.asarray(steps), np.asarray(values, np.float64)
-            finite = np.isfinite(values)
-            marker = "o" if finite.sum() <= 30 else None
-            panel.plot(steps[finite], values[finite], label=name, marker=marker, markersize=3)
-        panel.set_title(title)
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.3)
-        if named:
-            panel.legend(fontsize=8)
-    for panel in panels[len(curves) :]:
-        panel.set_axis_off()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
 
 
 def class_colour(label):

@@ -59,16 +59,19 @@ def build_backbone(config):
             f"detector.backbone.type: {config.type!r}: expected resnet or keras_cv>NAME with a "
             "backbone class of keras_cv.models, as keras_cv>ResNetV2Backbone"
         )
-    return ResNet(
-        depth=config.depth,
-        width=config.width,
-        groups=config.groups,
-        base_width=config.base_width,
-        deformable_stages=tuple(config.deformable_stages),
-        frozen_stages=config.frozen_stages,
-        norm=config.norm,
-        name="backbone",
-    )
+    try:
+        return ResNet(
+            depth=config.depth,
+            width=config.width,
+            groups=config.groups,
+            base_width=config.base_width,
+            deformable_stages=tuple(config.deformable_stages),
+            frozen_stages=config.frozen_stages,
+            norm=config.norm,
+            name="backbone",
+        )
+    except ValueError as error:
+        raise ConfigError(f"detector.backbone: {error}") from error
 
 
 def build_towers(config, convention="modern"):

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sepc_tf.checkpoints import CheckpointError, export_state_dict, read_state_dict
+from sepc_tf.checkpoints import (
+    CheckpointError,
+    export_state_dict,
+    named_variables,
+    read_state_dict,
+)
 from sepc_tf.config import ConfigError, load_config
 from sepc_tf.convert import (
     annotation_categories,
@@ -19,8 +24,10 @@ from sepc_tf.convert import (
     convert_to_mmdet1,
     convert_to_run,
 )
+from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.predict import Predictor
 from sepc_tf.runs import load_run
+from sepc_tf.train import train
 from sepc_tf.zoo import build_detector
 
 ROOT = Path(__file__).parents[1]
@@ -251,3 +258,22 @@ def test_the_command(sepc, tmp_path, monkeypatch, capsys):
     assert code == 0 and f"{len(sepc)} arrays" in out
     code, _, error = command("--to", "mmdet1", "--out", tmp_path / "other.npz")
     assert code == 2 and "--to mmdet1 needs --run-dir" in error
+
+
+def test_training_a_converted_run_starts_from_its_weights(sepc, tmp_path):
+    data = make_demo_dataset(tmp_path / "data", train_images=4, val_images=2)
+    config = config_of(
+        "data.source=demo", f"data.directory={data}", "data.short_side=[288]",
+        "data.test_short_side=288", "data.long_side=288", "train.strategy=one", "train.epochs=1",
+        "train.batch_size=4", "train.optimizer.learning_rate=1.0e-12",
+        "train.optimizer.weight_decay=0.0",
+    )  # fmt: skip
+    categories = annotation_categories(data / "annotations/instances_train.json")
+    path = save(tmp_path / "sepc.npz", sepc)
+    convert_to_run(config, path, tmp_path / "run", categories, reset_head=True)
+    before = load_run(tmp_path / "run").detector
+    train(load_config(tmp_path / "run/config.yaml"), tmp_path / "run")
+    after = named_variables(load_run(tmp_path / "run", "last").detector)
+    for name, variable in named_variables(before).items():
+        if not name.split("/")[-1].startswith("moving_"):
+            np.testing.assert_allclose(after[name], variable, atol=1e-6, err_msg=name)

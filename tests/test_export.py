@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from sepc_tf.config import load_config
 from sepc_tf.export import export
@@ -132,6 +133,14 @@ def test_predicting_files_draws_reports_and_skips(run, tmp_path):
         10 * c for c in first.classes
     ]
     assert len(written["unreadable"]) == 1
+
+
+def test_predicting_never_writes_among_the_images(run, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    before = (tmp_path / "a.jpg").read_bytes()
+    with pytest.raises(FileExistsError, match="give another --out"):
+        predict_files(run, [tmp_path / "a.jpg"], tmp_path)
+    assert (tmp_path / "a.jpg").read_bytes() == before
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])

@@ -71,6 +71,36 @@ def test_missing_data_is_named(script, demo, tmp_path):
     assert code == 2 and "nowhere" in error
 
 
+def test_validation_with_other_categories_is_refused_before_training(script, demo, tmp_path):
+    content = json.loads((demo / "annotations/instances_val.json").read_text())
+    content["categories"].append({"id": 77, "name": "other"})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    code, error = script(
+        "train", "--config", CONFIG, "--run-dir", tmp_path / "run",
+        *coco(demo, val__annotations=tmp_path / "val.json"),
+    )  # fmt: skip
+    assert code == 2 and "77" in error and "the same categories" in error
+    # Nothing has been trained: the mended command may use the same run directory.
+    code, error = script(
+        "train", "--config", CONFIG, "--run-dir", tmp_path / "run",
+        *coco(demo), "detector.backbone.depth=152",
+    )  # fmt: skip
+    assert code == 2 and "detector.backbone: depth must be one of" in error
+
+
+def test_an_unreadable_image_can_stop_a_training_with_one_message(script, demo, tmp_path):
+    content = json.loads((demo / "annotations/instances_train.json").read_text())
+    (tmp_path / "images").mkdir()
+    for image in content["images"]:
+        (tmp_path / "images" / image["file_name"]).write_bytes(b"no image")
+    code, error = script(
+        "train", "--config", CONFIG, "--run-dir", tmp_path / "run",
+        *coco(demo, train__images=tmp_path / "images"), "data.corrupt_images=stop",
+        "detector.backbone.width=8", "detector.head.filters=16",
+    )  # fmt: skip
+    assert code == 2 and error.count("error: ") == 1 and ".jpg" in error
+
+
 def test_an_empty_annotation_file_is_named(script, demo, tmp_path):
     (tmp_path / "empty.json").write_text("")
     code, error = script(
@@ -85,6 +115,7 @@ def test_a_run_directory_of_another_config_lists_the_differences(script, demo, t
     from sepc_tf.runs import prepare_run_dir
 
     prepare_run_dir(tmp_path / "run", load_config(CONFIG))
+    (tmp_path / "run" / "checkpoints").mkdir()  # it has trained
     code, error = script(
         "train", "--config", CONFIG, "--run-dir", tmp_path / "run",
         "detector.head.variant=sepc", "train.epochs=50", "train.log_every=3",

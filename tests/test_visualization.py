@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from sepc_tf import visualization
 from sepc_tf.visualization import (
     class_colour,
     draw_detections,
-    plot_training_curves,
     prediction_grid,
 )
 
@@ -98,20 +97,3 @@ def test_grid_has_predictions_left_and_truth_right():
         assert not has_colour(grid[:, :half], label).any()
     with pytest.raises(ValueError, match="at least one image"):
         prediction_grid([])
-
-
-def test_curves_are_written(tmp_path):
-    path = tmp_path / "new" / "curves.png"
-    plot_training_curves(
-        {
-            "loss": {"total": ([0, 1, 2], [3.0, np.nan, 1.0])},
-            "AP": {"a": ([1, 2], [0.1, 0.2]), "b": ([1, 2], [0.2, 0.3])},
-            "rate": {},
-            "norm": {"x": ([], [])},
-        },
-        path,
-    )
-    with Image.open(path) as picture:
-        assert picture.width > 600 and len(picture.convert("RGB").getcolors(100000)) > 10
-    with pytest.raises(ValueError, match="at least one panel"):
-        plot_training_curves({}, path)

@@ -75,7 +75,7 @@ def _read_torch(path):
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise CheckpointError(
             f"checkpoint {path}: reading it needs PyTorch: pip install 'sepc-tf[convert]' "
             "(or convert the file to .npz or .safetensors elsewhere)"
         ) from error

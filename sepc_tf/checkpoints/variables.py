@@ -21,7 +21,7 @@ def named_variables(layer):
         ValueError: two variables have the same path, or the layer holds no variable at all.
 
     Example:
-        >>> named_variables(detector)["neck/lateral_p3/kernel"].shape
+        >>> named_variables(detector)["fpn/lateral_c3/kernel"].shape
         TensorShape([1, 1, 512, 256])
     """
     found = {}

@@ -168,8 +168,10 @@ def _as_coco(content):
     from pycocotools.coco import COCO
 
     content = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}
-    for annotation in content["annotations"]:
-        # pycocotools needs both keys; data sets without crowds often leave them out.
+    for number, annotation in enumerate(content["annotations"], start=1):
+        # pycocotools takes a match with an annotation of id 0 for none.
+        annotation["id"] = number
+        # It needs both keys; data sets without crowds often leave them out.
         if annotation.get("iscrowd") is None:
             annotation["iscrowd"] = 0
         if annotation.get("area") is None:

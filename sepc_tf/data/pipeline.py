@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from sepc_tf.data.images import UnreadableImageError
 from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
+from sepc_tf.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -355,4 +356,4 @@ class BatchPipeline:
 
 def _check(condition, name, expected, got):
     if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ConfigError(f"{name}: expected {expected}, got {got!r}")

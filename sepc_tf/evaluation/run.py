@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf.data.check import DatasetError
 from sepc_tf.data.images import UnreadableImageError
 from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
 from sepc_tf.visualization import prediction_grid
@@ -123,11 +124,11 @@ def evaluate_run(run, dataset, pipeline, out_dir):
         `CocoMetrics`.
 
     Raises:
-        ValueError: the data set's categories are not those the detector was trained for.
+        DatasetError: the data set's categories are not those the detector was trained for.
     """
     trained = [category["id"] for category in run.categories]
     if trained != list(dataset.category_ids):
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.name} has category ids {list(dataset.category_ids)}, the detector was "
             f"trained for {trained}"
         )

@@ -5,6 +5,7 @@ restart when a run continues in the middle of an epoch.
 """
 
 import contextlib
+import datetime
 import json
 import logging
 import math
@@ -378,7 +379,7 @@ class ProgressBar(keras.callbacks.Callback):
         if self._bar:
             self._bar.update(self._task, completed=step, epoch=epoch, text=text)
         elif step % self.every == 0:
-            left = time.strftime("%H:%M:%S", time.gmtime((self.total_steps - step) / rate))
+            left = datetime.timedelta(seconds=int((self.total_steps - step) / rate))
             log.info("epoch %d  step %d/%d  %s left  %s", epoch, step, self.total_steps, left, text)
 
     def on_epoch_end(self, epoch, logs=None):

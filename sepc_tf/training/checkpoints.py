@@ -2,8 +2,8 @@
 
 A checkpoint is an uncompressed `.npz` (a zip with a checksum per array): the detector's variables
 under `model/<path>`, the optimizer's under `optimizer/<index>`, the moving averages under
-`ema/<path>`, and a JSON `meta` (step, config digest, best metric, history). It is written beside
-its final name, flushed to disk and renamed, so a killed process leaves the old file or the new one.
+`ema/<path>`, and a JSON `meta` (step, seconds trained). It is written beside its final name,
+flushed and renamed, so a killed process leaves the old file or the new one.
 """
 
 import json

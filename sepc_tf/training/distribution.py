@@ -43,9 +43,12 @@ def make_strategy(name, cpu_replicas=1):
 
 
 def is_chief(strategy):
-    """Whether this process is the one that writes files: the only one, or worker 0."""
+    """Whether this process is the one that writes files: the only one, the chief, or worker 0."""
     resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.cluster_spec() or resolver.task_id in (None, 0)
+    if resolver is None or not resolver.cluster_spec():
+        return True
+    chief = "chief" if "chief" in resolver.cluster_spec().as_dict() else "worker"
+    return resolver.task_type == chief and resolver.task_id == 0
 
 
 def _split_cpu(count):
@@ -72,6 +75,6 @@ def _check_tf_config():
         )
     try:
         value = json.loads(text)
-        value["cluster"]["worker"][value["task"]["index"]]
+        value["cluster"][value["task"]["type"]][value["task"]["index"]]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"TF_CONFIG={text!r} is not usable; expected {expected}") from error

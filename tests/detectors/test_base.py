@@ -242,6 +242,8 @@ def test_float16_overflow_lowers_the_scale_and_is_no_fault(two_replicas, replica
         keras.mixed_precision.set_global_policy("float32")
     assert logs["non_finite"] == [0.0]
     assert float(compat.loss_scale(detector.optimizer)) == 2.0**39
+    # A checkpoint of the optimizer's variables has the scale.
+    assert any(np.all(np.array(v) == 2.0**39) for v in compat.optimizer_variables(scaled))
     for name, value in values(detector).items():
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
 

@@ -196,3 +196,11 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path):
         write_evaluation(tmp_path, metrics, [{"score": object()}])
     assert json.loads((tmp_path / "detections.json").read_text()) == []
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_annotations_may_be_numbered_from_zero():
+    annotations = [
+        {"id": i, "image_id": 10 + i, "category_id": 3, "bbox": [10, 10, 50, 40]} for i in range(2)
+    ]
+    dataset = small_dataset(annotations)
+    assert pytest.approx(1) == evaluate_detections(dataset, truth_as_results(dataset)).AP
