@@ -17,6 +17,7 @@ import tensorflow as tf
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from tensorflow.core.util import event_pb2
 
 from sepc_tf.config import ConfigError, load_config
 from sepc_tf.flops import Cost, count_detector
@@ -253,7 +254,8 @@ def _read_losses(directory):
     """`loss/total` from TensorBoard files; of a step written twice, the later one counts."""
     losses = {}
     for file in sorted(directory.glob("events.*")):
-        for event in tf.compat.v1.train.summary_iterator(str(file)):
+        for record in tf.data.TFRecordDataset(str(file)):
+            event = event_pb2.Event.FromString(record.numpy())
             for value in event.summary.value:
                 if value.tag == "loss/total":
                     losses[event.step] = float(tf.make_ndarray(value.tensor))
