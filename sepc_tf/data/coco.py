@@ -168,9 +168,10 @@ def _as_coco(content):
     from pycocotools.coco import COCO
 
     content = {**content, "annotations": [dict(entry) for entry in content["annotations"]]}
-    for number, annotation in enumerate(content["annotations"], start=1):
-        # pycocotools takes a match with an annotation of id 0 for none.
-        annotation["id"] = number
+    # pycocotools takes a match with an annotation of id 0 for none.
+    shift = 1 if any(annotation["id"] == 0 for annotation in content["annotations"]) else 0
+    for annotation in content["annotations"]:
+        annotation["id"] += shift
         # It needs both keys; data sets without crowds often leave them out.
         if annotation.get("iscrowd") is None:
             annotation["iscrowd"] = 0
