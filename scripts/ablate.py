@@ -23,15 +23,13 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
     parser.add_argument("--report", type=Path, metavar="DIR", help="default: the --out directory")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    # A list before free words would swallow them: the overrides have to hold a "=".
-    words = sys.argv[1:]
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    args = parser.parse_args([word for word in words if word not in overrides])
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
 
     from sepc_tf.ablation import measure, plan, train_all, write_report
 
     experiments = plan(args.configs, args.seeds, args.out)
-    failed = train_all(experiments, Path(__file__).with_name("train.py"), args.jobs, overrides)
+    failed = train_all(experiments, Path(__file__).with_name("train.py"), args.jobs, args.overrides)
     finished = [item for item in experiments if item not in failed]
     if finished:
         command = shlex.join(["python", *sys.argv])

@@ -71,9 +71,12 @@ def prepare_run_dir(run_dir, config):
     """
     run_dir = Path(run_dir)
     saved = run_dir / "config.yaml"
-    if saved.is_file() and not (run_dir / "checkpoints").is_dir():
-        pass  # a first start that failed before it trained
-    elif saved.is_file():
+    if not saved.is_file() and run_dir.is_dir() and any(run_dir.iterdir()):
+        raise ConfigError(
+            f"run directory {run_dir} is not empty and holds no config.yaml; give another --run-dir"
+        )
+    # Without checkpoints/ an earlier start failed before it trained: nothing to protect.
+    if saved.is_file() and (run_dir / "checkpoints").is_dir():
         changed = [
             line
             for line in differences(load_config(saved), config)
@@ -84,10 +87,6 @@ def prepare_run_dir(run_dir, config):
                 f"run directory {run_dir} holds a run of another config; give another --run-dir, "
                 "or remove it to start anew. Different (there -> now):\n  " + "\n  ".join(changed)
             )
-    elif run_dir.is_dir() and any(run_dir.iterdir()):
-        raise ConfigError(
-            f"run directory {run_dir} is not empty and holds no config.yaml; give another --run-dir"
-        )
     run_dir.mkdir(parents=True, exist_ok=True)
     saved.write_text(config_to_yaml(config), encoding="utf-8")
     return run_dir

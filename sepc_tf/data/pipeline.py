@@ -58,7 +58,7 @@ class BatchPipeline:
       the largest image of the batch and a multiple of `size_divisor`;
     - `image_sizes` int32 `[B, 2]`, height and width without the padding;
     - `original_sizes` int32 `[B, 2]`, height and width of the file's image;
-    - `boxes` float32 `[B, M, 4]`, xyxy in pixels of `images`, padded with -1, M >= 1;
+    - `boxes` float32 `[B, M, 4]`, xyxy in pixels of `images`, padded with -1; M is a power of two;
     - `labels` int32 `[B, M]`, 0-based, padded with -1;
     - `image_ids` int64 `[B]`.
 
@@ -338,10 +338,11 @@ class BatchPipeline:
                 continue
             stands_in = offset > 0 and not self.training
             image_id = record.image_id if counted and not stands_in else -1
-            boxes, labels = record.boxes, record.labels
-            if not len(boxes):
-                # One row of padding: detectors then never meet a tensor of zero boxes.
-                boxes, labels = np.full((1, 4), -1, np.float32), np.full(1, -1, np.int32)
+            count = len(record.boxes)
+            # Powers of two: a step compiled by XLA then meets few shapes, and never zero boxes.
+            rows = 1 << max(count - 1, 0).bit_length()
+            boxes, labels = np.full((rows, 4), -1, np.float32), np.full(rows, -1, np.int32)
+            boxes[:count], labels[:count] = record.boxes, record.labels
             return pixels, boxes, labels, np.int64(image_id)
         raise UnreadableImageError(f"{self.dataset.name}: none of its images can be read")
 

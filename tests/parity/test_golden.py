@@ -5,13 +5,21 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import SHARED
 
 from sepc_tf.ops import native
-from sepc_tf.parity import OPERATOR_TOLERANCE, Comparison, check_case, check_deform_conv, load_cases
+from sepc_tf.parity import (
+    OPERATOR_TOLERANCE,
+    Comparison,
+    check_case,
+    check_deform_conv,
+    compare_gradients,
+    load_cases,
+)
 
 SCRIPT = Path(__file__).parents[2] / "scripts/check_parity.py"
 GOLDEN = SHARED / "golden"
@@ -122,3 +130,49 @@ def test_no_golden_folder_and_no_matching_case(script, folder, tmp_path):
     assert code == 2 and "matches 'two_stage_*'" in error
     code, _, error = script("--golden", tmp_path / "nowhere")
     assert code == 2 and "is no golden folder: it has no manifest.json" in error
+
+
+def made_up_gradients(float32_error, stored_error, rounding):
+    """The comparison of one gradient whose float64 values are known, with errors put in."""
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal(1000)
+    direction = rng.standard_normal(1000)
+    stored = exact + stored_error * direction
+    spec = {
+        "shape": [1000],
+        "slices": [[0, None, 8]],
+        "mean": stored.mean(),
+        "std": stored.std(),
+        "abssum": np.abs(stored).sum(),
+    }
+    case = SimpleNamespace(
+        name="made up", data={"out.grad": stored[::8]}, output_specs={"out.grad": spec}
+    )
+    comparison = Comparison(case, 1e-4)
+    compare_gradients(
+        case,
+        comparison,
+        {"out.grad": exact + float32_error * direction},
+        lambda: (
+            lambda seed=None: {"out.grad": exact if seed is None else exact + rounding * direction}
+        ),
+    )
+    return comparison.finish()
+
+
+@pytest.mark.parametrize(
+    ("float32_error", "stored_error", "rounding", "passes"),
+    [
+        (1e-6, 0.0, 0.0, True),  # within the tolerance at once
+        (1e-2, 0.0, 0.0, True),  # only our float32 jumped
+        (0.0, 1e-2, 2e-2, True),  # theirs jumped, by less than rounding does
+        (0.0, 1e-2, 5e-3, False),  # by more
+        (0.0, 1e-2, 0.0, False),  # rounding moves nothing: theirs is another gradient
+    ],
+)
+def test_gradients_may_be_off_only_by_what_rounding_does(
+    float32_error, stored_error, rounding, passes
+):
+    comparison = made_up_gradients(float32_error, stored_error, rounding)
+    assert comparison.passed == passes, str(comparison)
+    assert passes or "more than the" in comparison.problems[0]
