@@ -1,7 +1,4 @@
-"""Every detector with every head: build, one training step, predict, save, load, export.
-
-Steps on two replicas: `tests/detectors/test_base.py`, for each detector.
-"""
+"""Every detector with every head: build, one training step, predict, save, load, export."""
 
 import keras
 import numpy as np
@@ -81,6 +78,28 @@ def test_everything_buildable_trains_predicts_saves_and_loads(detector_type, var
     served = tf.saved_model.load(tmp_path / "served").signatures["serving_default"]
     for name, value in served(images=tf.constant(images)).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("detector_type", DETECTORS)
+def test_a_step_on_two_replicas_equals_one_device(detector_type, two_replicas):
+    def trained(strategy):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            detector = build_detector(tiny(detector_type, "sepc_lite"), num_classes=3)
+            detector.compile(keras.optimizers.SGD(0.01), clip_norm=35.0, weight_decay=1e-4)
+        data = tf.data.Dataset.from_tensors(batch()).with_options(unsharded())
+        detector.fit(data, verbose=0)
+        return {name: v.numpy() for name, v in named_variables(detector).items()}
+
+    one, two = trained(tf.distribute.get_strategy()), trained(two_replicas)
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def unsharded():
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
 
 
 @pytest.mark.parametrize("convention", ["modern", "mmdet1"])

@@ -35,6 +35,10 @@ def conv2d(x, kernel, *, strides=1, padding=0, groups=1):
             f"x must have groups * kernel.shape[2] = {groups} * {channels} = {channels * groups} "
             f"channels, got {x.shape[-1]}"
         )
+    if height == width == 1 and padding == 0 and strides > 1:
+        # The same sums. TensorFlow 2.21 on the CPU writes past its memory in the kernel gradient of
+        # a strided 1x1 convolution of one image with 4 or 8 channels (oneDNN).
+        x, strides = x[:, ::strides, ::strides], 1
     if strides == 1 and 2 * padding == height - 1 == width - 1:
         mode = "SAME"  # the same result without a padded copy of the map
     else:
