@@ -1,13 +1,12 @@
 """Deformable convolution (DCNv1 and v2) with hand-derived gradients, for every TensorFlow device.
 
 Letters used for shapes: batch `N`, input map `H x W` with `C` channels, output map `Ho x Wo` with
-`D` channels, kernel `kh x kw` with `K = kh * kw` taps, `G` offset groups, and `Q = N * Ho * Wo * G`
-samples per tap, each of `C / G` channels.
+`D` channels, kernel `kh x kw` with `K = kh * kw` taps, `G` offset groups, of `C / G` channels each.
 
-Two forms compute the same thing. The portable one (`"xla"`) is made of TensorFlow operations: one
-gather of the four neighbours and one accumulating matrix product per tap, so that the `K * C`
-columns never exist at once. It runs in graph mode and compiles under XLA. The native one is a C++
-kernel for the CPU (`sepc_tf/ops/native`).
+Two forms compute the same thing. The portable one (`"xla"`) is made of TensorFlow operations: block
+by block of output pixels, four gathers give the columns (`K * C` numbers a pixel), one matrix
+product the output. It runs in graph mode and compiles under XLA. The native one is a C++ kernel for
+the CPU (`sepc_tf/ops/native`).
 """
 
 import contextlib
@@ -23,6 +22,7 @@ from sepc_tf.ops import native
 from sepc_tf.ops.native import deform_conv2d as native_form
 
 IMPLEMENTATIONS = ("auto", "xla", "native")
+BLOCK_NUMBERS = 1 << 20  # numbers in the columns of a block of the portable form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,19 +240,25 @@ def portable_forward(arguments, geometry):
     sizes = _sizes(x, geometry)
     rows, weights, _ = _neighbours(offset, sizes, geometry)
     if mask:
-        weights *= _samples_first(mask[0], geometry)[:, tf.newaxis]
+        weights *= _samples(mask[0], sizes, geometry)[..., tf.newaxis]
+    blocks = _blocks(sizes, geometry)
+    rows, weights = blocks.split(rows), blocks.split(weights)
     table = tf.reshape(x, [-1, sizes.channels // geometry.offset_groups])
-    kernels = _tap_kernels(kernel, geometry)
+    matrices = _kernel_matrices(kernel, geometry)
 
-    def add_tap(tap, total):
-        values = _gathered(table, rows[tap])
-        column = tf.reshape(_weighted_sum(values, weights[tap]), [-1, sizes.channels])
-        return tap + 1, total + _group_product(column, kernels[tap], geometry.groups)
+    def columns_of(block):
+        return _weighted_sum(_gathered(table, rows[block]), weights[block])
 
-    pixels = sizes.batch * sizes.out_height * sizes.out_width
-    _, total = _for_each_tap(add_tap, [tf.zeros([pixels, kernel.shape[-1]], x.dtype)], geometry)
+    def multiply(block, columns, products):
+        product = tf.matmul(_columns_by_group(columns, blocks, sizes, geometry), matrices)
+        products = products.write(block, _side_by_side(product, geometry))
+        return block + 1, columns_of((block + 1) % blocks.count), products
+
+    products = tf.TensorArray(x.dtype, blocks.count)
+    _, products = blocks.for_each(multiply, columns_of(0), products)
     out_channels = kernel.shape[-1]
-    y = tf.reshape(total, [sizes.batch, sizes.out_height, sizes.out_width, out_channels])
+    y = blocks.join(products.stack())
+    y = tf.reshape(y, [sizes.batch, sizes.out_height, sizes.out_width, out_channels])
     return tf.ensure_shape(y, _static_output_shape(x.shape, out_channels, geometry))
 
 
@@ -260,56 +266,63 @@ def portable_backward(arguments, upstream, geometry):
     """Gradients by x, offset, kernel (and mask), sampling again instead of keeping columns."""
     x, offset, kernel, *mask = arguments
     sizes = _sizes(x, geometry)
-    rows, weights, (slopes_y, slopes_x) = _neighbours(offset, sizes, geometry)
-    unmasked = weights
+    rows, plain_weights, slopes = _neighbours(offset, sizes, geometry)
+    weights = plain_weights
     if mask:
-        factors = _samples_first(mask[0], geometry)[:, tf.newaxis]
-        weights, slopes_y, slopes_x = weights * factors, slopes_y * factors, slopes_x * factors
-    group_channels = sizes.channels // geometry.offset_groups
-    table = tf.reshape(x, [-1, group_channels])
-    upstream = tf.reshape(upstream, [-1, kernel.shape[-1]])
-    kernels = _tap_kernels(kernel, geometry)
+        factors = _samples(mask[0], sizes, geometry)[..., tf.newaxis]
+        weights, slopes = weights * factors, [slope * factors for slope in slopes]
+    blocks = _blocks(sizes, geometry)
+    rows, weights = blocks.split(rows), blocks.split(weights)
+    table = tf.reshape(x, [-1, sizes.channels // geometry.offset_groups])
+    upstream = blocks.split(tf.reshape(upstream, [-1, kernel.shape[-1]]))
+    matrices = _kernel_matrices(kernel, geometry)
 
-    def add_tap(tap, table_gradient, kernel_gradients, dots):
-        values = _gathered(table, rows[tap])
-        tap_weights = weights[tap]
-        column = tf.reshape(_weighted_sum(values, tap_weights), [-1, sizes.channels])
-        kernel_gradient = _group_outer_product(column, upstream, geometry.groups)
-        column_gradient = _group_product_transposed(upstream, kernels[tap], geometry.groups)
-        column_gradient = tf.reshape(column_gradient, [-1, group_channels])
-        tap_dots = tf.stack([tf.reduce_sum(v * column_gradient, axis=-1) for v in values])
-        # One scatter per corner: a single one over all corners is many times slower on TF 2.15.
-        for row, weight in zip(tf.unstack(rows[tap]), tf.unstack(tap_weights)):
-            table_gradient = tf.tensor_scatter_nd_add(
-                table_gradient, row[:, tf.newaxis], column_gradient * weight[:, tf.newaxis]
-            )
-        return (
-            tap + 1,
-            table_gradient,
-            kernel_gradients.write(tap, kernel_gradient),
-            dots.write(tap, tap_dots),
+    def columns_of(block):
+        return _weighted_sum(_gathered(table, rows[block]), weights[block])
+
+    def differentiate(block, columns, table_gradient, matrix_gradients, dots):
+        upstream_of_block = _split_groups(upstream[block], geometry)
+        # By the transposed matrices: one wide product is faster than a tall one.
+        matrix_gradients += tf.matmul(
+            upstream_of_block,
+            _columns_by_group(columns, blocks, sizes, geometry),
+            transpose_a=True,
         )
+        gradient = tf.matmul(upstream_of_block, matrices, transpose_b=True)
+        gradient = _columns_of_groups(gradient, table.shape[-1], blocks, sizes, geometry)
+        corners = tf.unstack(tf.reshape(rows[block], [-1, 4]), axis=-1)
+        values = _gathered(table, rows[block])
+        dots = dots.write(
+            block, tf.stack([tf.reduce_sum(v * gradient, axis=-1) for v in values], axis=-1)
+        )
+        # One scatter per corner: a single one over all corners is many times slower on TF 2.15.
+        for row, weight in zip(corners, tf.unstack(tf.reshape(weights[block], [-1, 4]), axis=-1)):
+            table_gradient = tf.tensor_scatter_nd_add(
+                table_gradient, row[:, tf.newaxis], gradient * weight[:, tf.newaxis]
+            )
+        columns = columns_of((block + 1) % blocks.count)
+        return block + 1, columns, table_gradient, matrix_gradients, dots
 
-    def per_tap(*shape):
-        return tf.TensorArray(x.dtype, geometry.taps, element_shape=shape)
-
-    _, table_gradient, kernel_gradients, dots = _for_each_tap(
-        add_tap,
-        [tf.zeros_like(table), per_tap(*kernel.shape[2:]), per_tap(4, rows.shape[2])],
-        geometry,
+    _, table_gradient, matrix_gradients, dots = blocks.for_each(
+        differentiate,
+        columns_of(0),
+        tf.zeros_like(table),
+        tf.zeros_like(tf.linalg.matrix_transpose(matrices)),
+        tf.TensorArray(x.dtype, blocks.count),
     )
-    kernel_gradient, dots = kernel_gradients.stack(), dots.stack()
-    offset_gradient = tf.stack(
-        [tf.reduce_sum(dots * slopes_y, axis=1), tf.reduce_sum(dots * slopes_x, axis=1)], axis=-1
+    dots = dots.stack()
+    dots = blocks.join(
+        tf.reshape(dots, [blocks.count, blocks.size, geometry.taps * geometry.offset_groups, 4])
     )
+    offset_gradient = tf.stack([tf.reduce_sum(dots * slope, axis=-1) for slope in slopes], axis=-1)
     gradients = [
         tf.reshape(table_gradient, tf.shape(x)),
-        tf.reshape(_samples_last(offset_gradient, geometry), tf.shape(offset)),
-        tf.reshape(kernel_gradient, kernel.shape),
+        tf.reshape(_fields(offset_gradient, geometry), tf.shape(offset)),
+        _kernel_of_matrices(matrix_gradients, kernel, geometry),
     ]
     if mask:
-        mask_gradient = _samples_last(tf.reduce_sum(dots * unmasked, axis=1), geometry)
-        gradients.append(tf.reshape(mask_gradient, tf.shape(mask[0])))
+        mask_gradient = tf.reduce_sum(dots * plain_weights, axis=-1)
+        gradients.append(tf.reshape(_fields(mask_gradient, geometry), tf.shape(mask[0])))
     return [tf.ensure_shape(g, a.shape) for g, a in zip(gradients, arguments)]
 
 
@@ -326,6 +339,10 @@ class _Sizes:
     padding_top: object
     padding_left: object
 
+    @property
+    def pixels(self):
+        return self.batch * self.out_height * self.out_width
+
 
 def _sizes(x, geometry):
     dynamic = tf.shape(x)
@@ -337,45 +354,97 @@ def _sizes(x, geometry):
     return _Sizes(batch, height, width, x.shape[3], out_height, out_width, top, left)
 
 
-def _samples_first(values, geometry):
-    """`[N, Ho, Wo, G * K, ...]` -> `[K, Q, ...]`."""
-    shape = [-1, geometry.offset_groups, geometry.taps, *values.shape[4:]]
-    values = tf.reshape(values, shape)
-    values = tf.transpose(values, [2, 0, 1, *range(3, len(shape))])
-    return tf.reshape(values, [geometry.taps, -1, *shape[3:]])
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """The output pixels cut in `count` blocks of `size`, the last one padded with zeros."""
+
+    pixels: object
+    count: object
+    size: object
+
+    def split(self, values):
+        """`[pixels, ...]` -> `[count, size, ...]`."""
+        padding = self.count * self.size - self.pixels
+        if not (isinstance(padding, int) and padding == 0):
+            values = tf.pad(values, [[0, padding]] + [[0, 0]] * (values.shape.rank - 1))
+        return tf.reshape(values, [self.count, self.size, *values.shape[1:]])
+
+    def join(self, values):
+        """`[count, size, ...]` -> `[pixels, ...]`."""
+        values = tf.reshape(values, [self.count * self.size, *values.shape[2:]])
+        return values[: self.pixels]
+
+    def for_each(self, body, *values):
+        """Runs `block, *values = body(block, *values)` for every block, one after the other.
+
+        A loop and not copies of its body: only one block's intermediate results exist at a time.
+        """
+        _, *values = tf.while_loop(
+            lambda block, *_: block < self.count,
+            body,
+            (tf.constant(0), *values),
+            parallel_iterations=1,
+            maximum_iterations=self.count,
+        )
+        return values
 
 
-def _samples_last(values, geometry):
-    """`[K, Q, ...]` -> `[N * Ho * Wo, G, K, ...]`, the inverse of `_samples_first`."""
-    shape = [geometry.taps, -1, geometry.offset_groups, *values.shape[2:]]
-    values = tf.reshape(values, shape)
-    return tf.transpose(values, [1, 2, 0, *range(3, len(shape))])
+def _blocks(sizes, geometry):
+    """Blocks of at most `BLOCK_NUMBERS` numbers, `taps * channels` a pixel; at least two.
+
+    The columns of the next block are sampled a round ahead and carried by the loop: XLA would else
+    fuse the sampling with the reshaping to a matrix into a loop that it cannot vectorise (twice the
+    time). It removes loops of a single round, hence two.
+    """
+    largest = max(1, BLOCK_NUMBERS // (geometry.taps * sizes.channels))
+    pixels = sizes.pixels
+    if not isinstance(pixels, int):
+        count = tf.maximum(2, (pixels + largest - 1) // largest)
+        return _Blocks(pixels, count, (pixels + count - 1) // count)
+    fewest = max(2, -(-pixels // largest))
+    count = next((n for n in range(fewest, 2 * fewest) if pixels % n == 0), fewest)
+    return _Blocks(pixels, count, -(-pixels // count))
+
+
+def _samples(values, sizes, geometry):
+    """`[N, Ho, Wo, G * K, ...]` -> `[N * Ho * Wo, K * G, ...]`."""
+    groups, taps, rest = geometry.offset_groups, geometry.taps, values.shape[4:]
+    if groups > 1:
+        values = tf.reshape(values, [sizes.pixels, groups, taps, *rest])
+        values = tf.transpose(values, [0, 2, 1, *range(3, 3 + len(rest))])
+    return tf.reshape(values, [sizes.pixels, taps * groups, *rest])
+
+
+def _fields(values, geometry):
+    """`[N * Ho * Wo, K * G, ...]` -> `[N * Ho * Wo, G, K, ...]`, the inverse of `_samples`."""
+    rest = values.shape[2:]
+    values = tf.reshape(values, [-1, geometry.taps, geometry.offset_groups, *rest])
+    return tf.transpose(values, [0, 2, 1, *range(3, 3 + len(rest))])
 
 
 def _neighbours(offset, sizes, geometry):
     """The four neighbours of every sample.
 
     Returns:
-        rows: `[K, 4, Q]` int32, rows of x read as a table `[N * H * W * G, C / G]`.
-        weights: `[K, 4, Q]`, bilinear weights, 0 for a neighbour or a sample outside.
-        slopes: two of `[K, 4, Q]`, derivatives of the weights by dy and by dx.
+        rows: `[N * Ho * Wo, K * G, 4]` int32, rows of x read as a table `[N * H * W * G, C / G]`.
+        weights: the same shape, bilinear weights, 0 for a neighbour or a sample outside.
+        slopes: two of the same shape, derivatives of the weights by dy and by dx.
     """
     dtype = offset.dtype
-    groups = geometry.offset_groups
+    groups, taps = geometry.offset_groups, geometry.taps
     kernel_h, kernel_w = geometry.kernel_size
-    # [N, Ho, Wo, G * K, 2] + the undisplaced grid [Ho, Wo, K]
     grid_y = (tf.range(sizes.out_height) * geometry.strides[0] - sizes.padding_top)[
-        :, tf.newaxis, tf.newaxis
+        :, tf.newaxis
     ] + tf.repeat(tf.range(kernel_h) * geometry.dilations[0], kernel_w)
     grid_x = (tf.range(sizes.out_width) * geometry.strides[1] - sizes.padding_left)[
-        tf.newaxis, :, tf.newaxis
+        :, tf.newaxis
     ] + tf.tile(tf.range(kernel_w) * geometry.dilations[1], [kernel_h])
-    shape = [-1, sizes.out_height, sizes.out_width, groups * geometry.taps, 2]
-    offset = tf.reshape(offset, shape)
-    y = offset[..., 0] + tf.tile(tf.cast(grid_y, dtype), [1, 1, groups])
-    x = offset[..., 1] + tf.tile(tf.cast(grid_x, dtype), [1, 1, groups])
-    y = _samples_first(y, geometry)
-    x = _samples_first(x, geometry)
+    # Everything below is [N, Ho, Wo, K, G].
+    shape = [sizes.batch, sizes.out_height, sizes.out_width, taps, groups]
+    offset = tf.reshape(offset, [*shape[:3], groups * taps, 2])
+    y, x = (tf.reshape(_samples(offset[..., i], sizes, geometry), shape) for i in (0, 1))
+    y += tf.cast(grid_y, dtype)[:, tf.newaxis, :, tf.newaxis]
+    x += tf.cast(grid_x, dtype)[:, :, tf.newaxis]
 
     height, width = tf.cast(sizes.height, dtype), tf.cast(sizes.width, dtype)
     # False for NaN and infinities, which the comparison replaces by a harmless position.
@@ -394,90 +463,90 @@ def _neighbours(offset, sizes, geometry):
     weight_x = (left * (1.0 - low_x), right * low_x)
     slope_y, slope_x = (-top, bottom), (-left, right)
 
-    samples = tf.range(tf.shape(y)[1])
-    per_image = sizes.out_height * sizes.out_width * groups
-    image, group = samples // per_image, samples % groups
+    image = tf.range(sizes.batch)[:, tf.newaxis, tf.newaxis, tf.newaxis, tf.newaxis]
     rows_y = [
         (image * sizes.height + tf.clip_by_value(y0 + step, 0, sizes.height - 1)) * sizes.width
         for step in (0, 1)
     ]
     columns = [tf.clip_by_value(x0 + step, 0, sizes.width - 1) for step in (0, 1)]
     corners = ((0, 0), (0, 1), (1, 0), (1, 1))
-    rows = tf.stack([(rows_y[i] + columns[j]) * groups + group for i, j in corners], axis=1)
-    weights = tf.stack([weight_y[i] * weight_x[j] for i, j in corners], axis=1)
-    slopes_y = tf.stack([slope_y[i] * weight_x[j] for i, j in corners], axis=1)
-    slopes_x = tf.stack([weight_y[i] * slope_x[j] for i, j in corners], axis=1)
+
+    def stacked(of_corner):
+        values = tf.stack([of_corner(i, j) for i, j in corners], axis=-1)
+        return tf.reshape(values, [sizes.pixels, taps * groups, 4])
+
+    rows = stacked(lambda i, j: (rows_y[i] + columns[j]) * groups + tf.range(groups))
+    weights = stacked(lambda i, j: weight_y[i] * weight_x[j])
+    slopes_y = stacked(lambda i, j: slope_y[i] * weight_x[j])
+    slopes_x = stacked(lambda i, j: weight_y[i] * slope_x[j])
     return rows, weights, (slopes_y, slopes_x)
 
 
-def _for_each_tap(body, values, geometry):
-    """Runs `tap, *values = body(tap, *values)` for every tap, one after the other.
-
-    A loop and not `K` copies of its body: graphs are built and compiled several times faster, and
-    only one tap's intermediate results exist at a time.
-    """
-    return tf.while_loop(
-        lambda tap, *_: tap < geometry.taps,
-        body,
-        (tf.constant(0), *values),
-        parallel_iterations=1,
-        maximum_iterations=geometry.taps,
-    )
-
-
 def _gathered(table, rows):
-    """The four neighbours of the samples of one tap, each `[Q, C/G]`.
+    """The four neighbours of `rows`, each `[samples, C/G]`.
 
     Four gathers, because XLA turns a sum of four into one vectorised loop, but not a sum over an
     axis of length four (twice as slow on TF 2.15).
     """
-    return [tf.gather(table, row) for row in tf.unstack(rows)]
+    return [tf.gather(table, row) for row in tf.unstack(tf.reshape(rows, [-1, 4]), axis=-1)]
 
 
 def _weighted_sum(values, weights):
-    """`sum_c weights[c] * values[c]` -> `[Q, C/G]`."""
-    terms = [v * w[:, tf.newaxis] for v, w in zip(values, tf.unstack(weights))]
+    """`sum_c weights[..., c] * values[c]` -> `[samples, C/G]`."""
+    weights = tf.unstack(tf.reshape(weights, [-1, 4]), axis=-1)
+    terms = [v * w[:, tf.newaxis] for v, w in zip(values, weights)]
     return (terms[0] + terms[1]) + (terms[2] + terms[3])
 
 
-def _tap_kernels(kernel, geometry):
-    """`[kh, kw, C/groups, D]` -> `[K, C/groups, D]`."""
-    return tf.reshape(kernel, [geometry.taps, *kernel.shape[2:]])
+# Matrix products: of plain matrices if `groups` is 1, else of one matrix per group.
 
 
-def _group_product(column, kernel, groups):
-    """`[P, C] x [C/groups, D] -> [P, D]`, group by group."""
+def _columns_by_group(columns, blocks, sizes, geometry):
+    """`[size * K * G, C/G]` -> `[size, K * C]` or `[groups, size, K * C/groups]`."""
+    groups, taps, channels = geometry.groups, geometry.taps, sizes.channels
     if groups == 1:
-        return tf.matmul(column, kernel)
-    product = tf.matmul(_split(column, groups), _split(kernel, groups))
-    return _join(product, kernel.shape[-1])
+        return tf.reshape(columns, [blocks.size, taps * channels])
+    columns = tf.reshape(columns, [blocks.size, taps, groups, channels // groups])
+    columns = tf.transpose(columns, [2, 0, 1, 3])
+    return tf.reshape(columns, [groups, blocks.size, taps * channels // groups])
 
 
-def _group_product_transposed(upstream, kernel, groups):
-    """`[P, D] x [C/groups, D] -> [P, C]`, group by group."""
+def _columns_of_groups(columns, sample_channels, blocks, sizes, geometry):
+    """The inverse of `_columns_by_group`."""
+    groups, taps, channels = geometry.groups, geometry.taps, sizes.channels
+    if groups > 1:
+        columns = tf.reshape(columns, [groups, blocks.size, taps, channels // groups])
+        columns = tf.transpose(columns, [1, 2, 0, 3])
+    return tf.reshape(columns, [-1, sample_channels])
+
+
+def _kernel_matrices(kernel, geometry):
+    """`[kh, kw, C/groups, D]` -> `[K * C, D]` or `[groups, K * C/groups, D/groups]`."""
+    return _split_groups(tf.reshape(kernel, [-1, kernel.shape[3]]), geometry)
+
+
+def _kernel_of_matrices(matrices, kernel, geometry):
+    """`[D, K * C]` or `[groups, D/groups, K * C/groups]` -> the shape of `kernel`."""
+    rows = geometry.taps * kernel.shape[2]
+    matrices = tf.reshape(matrices, [kernel.shape[3], rows])
+    return tf.reshape(tf.transpose(matrices), kernel.shape)
+
+
+def _split_groups(matrix, geometry):
+    """`[R, D]` -> `[groups, R, D/groups]` if there are several."""
+    groups = geometry.groups
     if groups == 1:
-        return tf.matmul(upstream, kernel, transpose_b=True)
-    product = tf.matmul(_split(upstream, groups), _split(kernel, groups), transpose_b=True)
-    return _join(product, kernel.shape[0] * groups)
-
-
-def _group_outer_product(column, upstream, groups):
-    """`[P, C] x [P, D] -> [C/groups, D]`, group by group."""
-    if groups == 1:
-        return tf.matmul(column, upstream, transpose_a=True)
-    product = tf.matmul(_split(column, groups), _split(upstream, groups), transpose_a=True)
-    return _join(product, upstream.shape[-1])
-
-
-def _split(matrix, groups):
-    """`[R, groups * c] -> [groups, R, c]`."""
+        return matrix
     matrix = tf.reshape(matrix, [-1, groups, matrix.shape[-1] // groups])
     return tf.transpose(matrix, [1, 0, 2])
 
 
-def _join(matrix, channels):
-    """`[groups, R, c] -> [R, groups * c]`."""
-    return tf.reshape(tf.transpose(matrix, [1, 0, 2]), [-1, channels])
+def _side_by_side(matrices, geometry):
+    """The inverse of `_split_groups`."""
+    if geometry.groups == 1:
+        return matrices
+    channels = geometry.groups * matrices.shape[-1]
+    return tf.reshape(tf.transpose(matrices, [1, 0, 2]), [-1, channels])
 
 
 def _static_output_shape(shape, out_channels, geometry):
