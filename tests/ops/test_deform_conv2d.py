@@ -1,6 +1,7 @@
 """deform_conv2d: gradients by finite differences, forms against each other, errors, choice."""
 
 import functools
+import importlib
 
 import numpy as np
 import pytest
@@ -150,6 +151,29 @@ def test_sizes_may_be_unknown_while_tracing(implementation, request):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
     with pytest.raises(tf.errors.InvalidArgumentError, match="offset: expected"):
         run(values[0], values[1][:, :2], values[2])
+
+
+@pytest.mark.parametrize("pixels_per_block", [1, 3, 4, 11])
+def test_the_portable_form_does_not_depend_on_its_blocks(pixels_per_block, monkeypatch):
+    module = importlib.import_module("sepc_tf.ops.deform_conv2d")
+    monkeypatch.setattr(module, "BLOCK_NUMBERS", pixels_per_block * 9 * 4)
+    module._portable_function.cache_clear()
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((1, 1, 11, 4)))  # 11 pixels: blocks with padding
+    kernel = tf.constant(rng.standard_normal((3, 3, 4, 2)))
+    upstream = rng.standard_normal((1, 1, 11, 2))
+    results = []
+    for offset in (None, tf.zeros([1, 1, 11, 18], tf.float64)):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            if offset is None:
+                y = tf.nn.conv2d(x, kernel, 1, "SAME")
+            else:
+                y = deform_conv2d(x, offset, kernel, implementation="xla")
+        results.append([y, *tape.gradient(y, [x, kernel], upstream)])
+    module._portable_function.cache_clear()
+    for expected, got in zip(*results):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
 def test_an_empty_batch_gives_an_empty_output():
