@@ -240,22 +240,24 @@ def portable_forward(arguments, geometry):
     sizes = _sizes(x, geometry)
     rows, weights, _ = _neighbours(offset, sizes, geometry)
     if mask:
-        weights *= _samples(mask[0], sizes, geometry)[..., tf.newaxis]
+        factors = _samples(mask[0], sizes, geometry)
+        weights = [weight * factors for weight in weights]
     blocks = _blocks(sizes, geometry)
-    rows, weights = blocks.split(rows), blocks.split(weights)
+    rows, weights = [[blocks.split(v) for v in values] for values in (rows, weights)]
     table = tf.reshape(x, [-1, sizes.channels // geometry.offset_groups])
     matrices = _kernel_matrices(kernel, geometry)
 
-    def columns_of(block):
-        return _weighted_sum(_gathered(table, rows[block]), weights[block])
-
     def multiply(block, columns, products):
+        columns = _columns(table, rows, weights, block, columns)
         product = tf.matmul(_columns_by_group(columns, blocks, sizes, geometry), matrices)
         products = products.write(block, _side_by_side(product, geometry))
-        return block + 1, columns_of((block + 1) % blocks.count), products
+        return block + 1, columns, products
 
-    products = tf.TensorArray(x.dtype, blocks.count)
-    _, products = blocks.for_each(multiply, columns_of(0), products)
+    _, products = blocks.for_each(
+        multiply,
+        _no_columns(table, blocks, geometry),
+        tf.TensorArray(x.dtype, blocks.count),
+    )
     out_channels = kernel.shape[-1]
     y = blocks.join(products.stack())
     y = tf.reshape(y, [sizes.batch, sizes.out_height, sizes.out_width, out_channels])
@@ -269,18 +271,17 @@ def portable_backward(arguments, upstream, geometry):
     rows, plain_weights, slopes = _neighbours(offset, sizes, geometry)
     weights = plain_weights
     if mask:
-        factors = _samples(mask[0], sizes, geometry)[..., tf.newaxis]
-        weights, slopes = weights * factors, [slope * factors for slope in slopes]
+        factors = _samples(mask[0], sizes, geometry)
+        weights = [weight * factors for weight in weights]
+        slopes = [[slope * factors for slope in by_axis] for by_axis in slopes]
     blocks = _blocks(sizes, geometry)
-    rows, weights = blocks.split(rows), blocks.split(weights)
+    rows, weights = [[blocks.split(v) for v in values] for values in (rows, weights)]
     table = tf.reshape(x, [-1, sizes.channels // geometry.offset_groups])
     upstream = blocks.split(tf.reshape(upstream, [-1, kernel.shape[-1]]))
     matrices = _kernel_matrices(kernel, geometry)
 
-    def columns_of(block):
-        return _weighted_sum(_gathered(table, rows[block]), weights[block])
-
     def differentiate(block, columns, table_gradient, matrix_gradients, dots):
+        columns = _columns(table, rows, weights, block, columns)
         upstream_of_block = _split_groups(upstream[block], geometry)
         # By the transposed matrices: one wide product is faster than a tall one.
         matrix_gradients += tf.matmul(
@@ -290,38 +291,37 @@ def portable_backward(arguments, upstream, geometry):
         )
         gradient = tf.matmul(upstream_of_block, matrices, transpose_b=True)
         gradient = _columns_of_groups(gradient, table.shape[-1], blocks, sizes, geometry)
-        corners = tf.unstack(tf.reshape(rows[block], [-1, 4]), axis=-1)
-        values = _gathered(table, rows[block])
-        dots = dots.write(
-            block, tf.stack([tf.reduce_sum(v * gradient, axis=-1) for v in values], axis=-1)
-        )
+        values = _gathered(table, rows, block)
+        dots = dots.write(block, tf.stack([tf.reduce_sum(v * gradient, axis=-1) for v in values]))
         # One scatter per corner: a single one over all corners is many times slower on TF 2.15.
-        for row, weight in zip(corners, tf.unstack(tf.reshape(weights[block], [-1, 4]), axis=-1)):
+        for row, weight in zip(rows, weights):
             table_gradient = tf.tensor_scatter_nd_add(
-                table_gradient, row[:, tf.newaxis], gradient * weight[:, tf.newaxis]
+                table_gradient,
+                tf.reshape(row[block], [-1, 1]),
+                gradient * tf.reshape(weight[block], [-1, 1]),
             )
-        columns = columns_of((block + 1) % blocks.count)
         return block + 1, columns, table_gradient, matrix_gradients, dots
 
     _, table_gradient, matrix_gradients, dots = blocks.for_each(
         differentiate,
-        columns_of(0),
+        _no_columns(table, blocks, geometry),
         tf.zeros_like(table),
         tf.zeros_like(tf.linalg.matrix_transpose(matrices)),
         tf.TensorArray(x.dtype, blocks.count),
     )
-    dots = dots.stack()
-    dots = blocks.join(
-        tf.reshape(dots, [blocks.count, blocks.size, geometry.taps * geometry.offset_groups, 4])
-    )
-    offset_gradient = tf.stack([tf.reduce_sum(dots * slope, axis=-1) for slope in slopes], axis=-1)
+    samples_of_block = [blocks.count, blocks.size, geometry.taps * geometry.offset_groups]
+    dots = [
+        blocks.join(tf.reshape(dots_of_corner, samples_of_block))
+        for dots_of_corner in tf.unstack(dots.stack(), axis=1)
+    ]
+    offset_gradient = tf.stack([_sum_of_products(dots, slope) for slope in slopes], axis=-1)
     gradients = [
         tf.reshape(table_gradient, tf.shape(x)),
         tf.reshape(_fields(offset_gradient, geometry), tf.shape(offset)),
         _kernel_of_matrices(matrix_gradients, kernel, geometry),
     ]
     if mask:
-        mask_gradient = tf.reduce_sum(dots * plain_weights, axis=-1)
+        mask_gradient = _sum_of_products(dots, plain_weights)
         gradients.append(tf.reshape(_fields(mask_gradient, geometry), tf.shape(mask[0])))
     return [tf.ensure_shape(g, a.shape) for g, a in zip(gradients, arguments)]
 
@@ -390,18 +390,13 @@ class _Blocks:
 
 
 def _blocks(sizes, geometry):
-    """Blocks of at most `BLOCK_NUMBERS` numbers, `taps * channels` a pixel; at least two.
-
-    The columns of the next block are sampled a round ahead and carried by the loop: XLA would else
-    fuse the sampling with the reshaping to a matrix into a loop that it cannot vectorise (twice the
-    time). It removes loops of a single round, hence two.
-    """
+    """Blocks of at most `BLOCK_NUMBERS` numbers, `taps * channels` a pixel."""
     largest = max(1, BLOCK_NUMBERS // (geometry.taps * sizes.channels))
     pixels = sizes.pixels
     if not isinstance(pixels, int):
-        count = tf.maximum(2, (pixels + largest - 1) // largest)
+        count = tf.maximum(1, (pixels + largest - 1) // largest)
         return _Blocks(pixels, count, (pixels + count - 1) // count)
-    fewest = max(2, -(-pixels // largest))
+    fewest = max(1, -(-pixels // largest))
     count = next((n for n in range(fewest, 2 * fewest) if pixels % n == 0), fewest)
     return _Blocks(pixels, count, -(-pixels // count))
 
@@ -426,9 +421,9 @@ def _neighbours(offset, sizes, geometry):
     """The four neighbours of every sample.
 
     Returns:
-        rows: `[N * Ho * Wo, K * G, 4]` int32, rows of x read as a table `[N * H * W * G, C / G]`.
-        weights: the same shape, bilinear weights, 0 for a neighbour or a sample outside.
-        slopes: two of the same shape, derivatives of the weights by dy and by dx.
+        rows: four of `[N * Ho * Wo, K * G]` int32, rows of x as a table `[N * H * W * G, C / G]`.
+        weights: four of that shape, bilinear weights, 0 for a neighbour or a sample outside.
+        slopes: (four, four) of that shape, derivatives of the weights by dy and by dx.
     """
     dtype = offset.dtype
     groups, taps = geometry.offset_groups, geometry.taps
@@ -471,30 +466,55 @@ def _neighbours(offset, sizes, geometry):
     columns = [tf.clip_by_value(x0 + step, 0, sizes.width - 1) for step in (0, 1)]
     corners = ((0, 0), (0, 1), (1, 0), (1, 1))
 
-    def stacked(of_corner):
-        values = tf.stack([of_corner(i, j) for i, j in corners], axis=-1)
-        return tf.reshape(values, [sizes.pixels, taps * groups, 4])
+    def of_corners(value):
+        return [tf.reshape(value(i, j), [sizes.pixels, taps * groups]) for i, j in corners]
 
-    rows = stacked(lambda i, j: (rows_y[i] + columns[j]) * groups + tf.range(groups))
-    weights = stacked(lambda i, j: weight_y[i] * weight_x[j])
-    slopes_y = stacked(lambda i, j: slope_y[i] * weight_x[j])
-    slopes_x = stacked(lambda i, j: weight_y[i] * slope_x[j])
+    rows = of_corners(lambda i, j: (rows_y[i] + columns[j]) * groups + tf.range(groups))
+    weights = of_corners(lambda i, j: weight_y[i] * weight_x[j])
+    slopes_y = of_corners(lambda i, j: slope_y[i] * weight_x[j])
+    slopes_x = of_corners(lambda i, j: weight_y[i] * slope_x[j])
     return rows, weights, (slopes_y, slopes_x)
 
 
-def _gathered(table, rows):
-    """The four neighbours of `rows`, each `[samples, C/G]`.
+def _columns(table, rows, weights, block, previous):
+    """The samples of a block, `[size * K * G, C/G]`; `previous` are those of another block.
+
+    A loop of one round computes them, for XLA would else fuse the sampling with the reshaping to a
+    matrix into a loop that it cannot vectorise (twice the time). `previous` is only the value
+    before the first round: the loop over the blocks carries it, so that the memory is used again.
+    """
+
+    def sample(block, _):
+        values = _gathered(table, rows, block)
+        factors = [tf.reshape(weight[block], [-1, 1]) for weight in weights]
+        return block + 1, _sum_of_products(values, factors)
+
+    return tf.while_loop(
+        lambda i, _: i <= block,
+        sample,
+        (block, previous),
+        parallel_iterations=1,
+        maximum_iterations=1,
+    )[1]
+
+
+def _no_columns(table, blocks, geometry):
+    samples = blocks.size * geometry.taps * geometry.offset_groups
+    return tf.zeros([samples, table.shape[-1]], table.dtype)
+
+
+def _gathered(table, rows, block):
+    """The four neighbours of the samples of a block, each `[size * K * G, C/G]`.
 
     Four gathers, because XLA turns a sum of four into one vectorised loop, but not a sum over an
     axis of length four (twice as slow on TF 2.15).
     """
-    return [tf.gather(table, row) for row in tf.unstack(tf.reshape(rows, [-1, 4]), axis=-1)]
+    return [tf.gather(table, tf.reshape(row[block], [-1])) for row in rows]
 
 
-def _weighted_sum(values, weights):
-    """`sum_c weights[..., c] * values[c]` -> `[samples, C/G]`."""
-    weights = tf.unstack(tf.reshape(weights, [-1, 4]), axis=-1)
-    terms = [v * w[:, tf.newaxis] for v, w in zip(values, weights)]
+def _sum_of_products(values, factors):
+    """Over the four corners."""
+    terms = [value * factor for value, factor in zip(values, factors)]
     return (terms[0] + terms[1]) + (terms[2] + terms[3])
 
 
