@@ -54,6 +54,7 @@ def deform_conv(batches=(1, 4), maps=MAPS, repeats=15, memory=True, neck=True):
                 report["times"] += [{**case, **row} for row in _rows(times)]
     if memory:
         fused = ["native"] if native.available() else []
+        fused += ["native, jit"] if fused and native.callable_from_xla() else []
         for form in ("conv2d", *fused, "xla", "xla, jit", "gather_nd"):
             growth = _in_new_process("_memory_growth", form)
             report["memory"].append({"form": form, "batch": 4, "map": "P4", "mb": growth})
@@ -113,6 +114,8 @@ def _forms(batch, height, width, stride, backward):
     forms = {"conv2d": build(conv2d), "conv2d, jit": build(conv2d, jit=True)}
     if native.available():
         forms["native"] = build(fused)
+        if native.callable_from_xla():
+            forms["native, jit"] = build(fused, jit=True)
     forms["xla"] = build(portable)
     forms["xla, jit"] = build(portable, jit=True)
     forms["gather_nd"] = build(gather_nd)

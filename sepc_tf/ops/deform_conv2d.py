@@ -125,8 +125,11 @@ def deform_conv2d(
     arguments = [
         tf.cast(value, compute_type) for value in (x, offset, kernel, mask) if value is not None
     ]
-    chosen = deform_conv2d_implementation(implementation, compute_type)
-    if chosen == "native":
+    known_shapes = all(value.shape.num_elements() for value in arguments)  # and not empty
+    chosen = deform_conv2d_implementation(implementation, compute_type, known_shapes)
+    if chosen == "native" and _compiling_with_xla():
+        y = native_form.deform_conv2d_in_xla(arguments, geometry)
+    elif chosen == "native":
         static_shape = _static_output_shape(x.shape, kernel.shape[-1], geometry)
         y = native_form.deform_conv2d(arguments, geometry, static_shape)
     else:
@@ -134,18 +137,19 @@ def deform_conv2d(
     return tf.cast(y, x.dtype)
 
 
-def deform_conv2d_implementation(implementation="auto", dtype=tf.float32):
+def deform_conv2d_implementation(implementation="auto", dtype=tf.float32, known_shapes=True):
     """The form `deform_conv2d` takes if it is called here.
 
     "auto" is native on a machine without accelerators, where the C++ library is (or can be) built,
-    for every type but float64, unless the call is being compiled by XLA, being saved in a
-    SavedModel, or within `portable_ops`; it is the portable form elsewhere. The environment
-    variable `SEPC_TF_NATIVE` decides first: "0" never uses the library, "1" makes its absence an
-    error.
+    for every type but float64, unless the call is being saved in a SavedModel, is within
+    `portable_ops`, or is being compiled by XLA with shapes that are not all known while tracing;
+    it is the portable form elsewhere. The environment variable `SEPC_TF_NATIVE` decides first: "0"
+    never uses the library, "1" makes its absence an error.
 
     Args:
         implementation: "auto", "xla" or "native".
         dtype: type of the features.
+        known_shapes: whether the shapes of all arguments are known while tracing.
 
     Returns:
         "xla" or "native".
@@ -168,7 +172,7 @@ def deform_conv2d_implementation(implementation="auto", dtype=tf.float32):
     if tf.as_dtype(dtype) == tf.float64:
         obstacle = "it has no float64 form"
     elif _compiling_with_xla():
-        obstacle = "XLA compiles the function that is being traced"
+        obstacle = _obstacle_in_xla(known_shapes)
     if implementation == "native":
         if obstacle:
             raise ValueError(f'implementation: "native" cannot be used: {obstacle}; use "auto"')
@@ -206,6 +210,18 @@ def _compiling_with_xla():
     if tf.executing_eagerly():
         return False
     return control_flow_util.GraphOrParentsInXlaContext(graph)
+
+
+def _obstacle_in_xla(known_shapes):
+    """Why the function that XLA is compiling cannot call the C++ kernel, or None."""
+    if not known_shapes:
+        return "XLA compiles the function that is being traced, with shapes not known yet"
+    # Logical devices too: those of a remote TPU are not among the visible ones.
+    if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):
+        return "XLA compiles the function that is being traced, maybe for an accelerator"
+    if native.available() and not native.callable_from_xla():
+        return "XLA of this TensorFlow cannot call it"
+    return None
 
 
 def _saving():

@@ -85,15 +85,18 @@ def test_second_order_equals_finite_differences():
         np.testing.assert_allclose(by_theory, by_difference, rtol=1e-5, atol=1e-5)
 
 
-def test_second_order_of_the_native_form(native_or_skip):
-    gradients = []
-    for implementation in ("xla", "native"):
-        values = small("float32")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_second_order_of_the_native_form(native_or_skip, compiled):
+    values = small("float32")
+
+    def gradient(implementation):
         with tf.GradientTape() as tape:
             tape.watch(values)
             loss = squared_gradients(*values, implementation=implementation)
-        gradients.append(tape.gradient(loss, values))
-    for want, got in zip(*gradients):
+        return tape.gradient(loss, values)
+
+    of_native = tf.function(lambda: gradient("native"), jit_compile=True) if compiled else None
+    for want, got in zip(gradient("xla"), of_native() if compiled else gradient("native")):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -254,22 +257,37 @@ class TestChoice:
             assert deform_conv2d_implementation() == "xla"
             assert deform_conv2d_implementation("native") == "xla"
 
-    def test_portable_under_xla(self):
-        seen = []
+    def test_under_xla_native_where_the_shapes_are_known(self, native_or_skip):
+        seen = {}
 
         @tf.function(jit_compile=True)
-        def outer(x):
-            return inner(x)
+        def outer(x, known):
+            return inner(x, known)
 
         @tf.function
-        def inner(x):
-            seen.append(deform_conv2d_implementation())
-            with pytest.raises(ValueError, match="XLA compiles"):
-                deform_conv2d_implementation("native")
+        def inner(x, known):
+            seen[known] = deform_conv2d_implementation(known_shapes=known)
+            if not known:
+                with pytest.raises(ValueError, match=r"XLA compiles.*shapes not known"):
+                    deform_conv2d_implementation("native", known_shapes=False)
             return x
 
-        outer(tf.ones([]))
-        assert set(seen) == {"xla"}
+        outer(tf.ones([]), True)
+        outer(tf.ones([]), False)
+        assert seen == {True: "native", False: "xla"}
+
+    def test_under_xla_each_call_takes_what_its_shapes_allow(self, native_or_skip):
+        def call(x):
+            return deform_conv2d(x, tf.zeros([*tf.unstack(tf.shape(x)[:3]), 18]), KERNEL)
+
+        names = []
+        for height in (5, None):
+            spec = tf.TensorSpec([1, height, 6, 4])
+            function = tf.function(call, jit_compile=True).get_concrete_function(spec)
+            operations = function.graph.get_operations()
+            names.append("XlaCustomCallV2" in {operation.type for operation in operations})
+            np.testing.assert_array_equal(function(X), tf.zeros([1, 5, 6, 2]))
+        assert names == [True, False]
 
     def test_exported_under_the_context_holds_only_tensorflow_operations(self, tmp_path):
         module = tf.Module()

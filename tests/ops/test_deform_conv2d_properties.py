@@ -225,12 +225,25 @@ def test_forms_agree_on_gradients(implementation, problem, whole):
     if implementation == "xla":
         pytest.skip("compares the native form with this one")
     values = tensors(problem, scale=2.0, whole=whole)
-    results = []
-    for form in IMPLEMENTATIONS:
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            y = deform_conv2d(*values, implementation=form, **problem["options"])
-        cotangent = np.random.default_rng(problem["seed"] + 2).standard_normal(y.shape)
-        results.append(tape.gradient(y, values, tf.constant(cotangent, tf.float32)))
-    for portable, fused in zip(*results):
+    for portable, fused in zip(*(gradients(values, problem, form) for form in IMPLEMENTATIONS)):
         np.testing.assert_allclose(fused, portable, rtol=0, atol=5e-4)
+
+
+@modest
+@given(problem=problems(), whole=st.booleans())
+def test_the_native_form_is_the_same_inside_xla(implementation, problem, whole):
+    if implementation == "xla":
+        pytest.skip("compares the native form as an operation and as a custom call")
+    values = tensors(problem, scale=2.0, whole=whole)
+    compiled = tf.function(gradients, jit_compile=True)(values, problem, "native")
+    for inside, outside in zip(compiled, gradients(values, problem, "native")):
+        np.testing.assert_array_equal(inside, outside)
+
+
+def gradients(values, problem, form):
+    """The output and the gradients by `values`."""
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        y = deform_conv2d(*values, implementation=form, **problem["options"])
+    cotangent = np.random.default_rng(problem["seed"] + 2).standard_normal(y.shape)
+    return y, *tape.gradient(y, values, tf.constant(cotangent, tf.float32))

@@ -44,7 +44,7 @@ def test_case(name):
 
 @pytest.mark.parametrize(
     ("implementation", "compiled"),
-    [("xla", None), ("xla", False), ("xla", True), ("native", False)],
+    [("xla", None), ("xla", False), ("xla", True), ("native", False), ("native", True)],
 )
 def test_deformable_convolution_in_every_implementation(golden_dir, implementation, compiled):
     if implementation == "native" and not native.available():

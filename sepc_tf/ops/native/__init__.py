@@ -10,6 +10,7 @@ fall-back. `CXX` names the compiler.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import logging
@@ -49,6 +50,15 @@ def load():
         raise NativeUnavailableError(
             f"the C++ operations failed to build or load: {error}"
         ) from error
+
+
+@functools.cache
+def callable_from_xla():
+    """Returns whether functions that XLA compiles for the CPU can call the C++ operations.
+
+    Registers them with XLA the first time. Asks for `load` before.
+    """
+    return bool(ctypes.CDLL(str(_built())).SepcRegisterCustomCalls())
 
 
 @functools.cache
