@@ -418,16 +418,16 @@ def _blocks(sizes, geometry):
 
 
 def _samples(values, sizes, geometry):
-    """`[N, Ho, Wo, G * K, ...]` -> `[N * Ho * Wo, K * G, ...]`."""
-    groups, taps, rest = geometry.offset_groups, geometry.taps, values.shape[4:]
+    """`[N, Ho, Wo, G * K]` -> `[N * Ho * Wo, K * G]`."""
+    groups, taps = geometry.offset_groups, geometry.taps
     if groups > 1:
-        values = tf.reshape(values, [sizes.pixels, groups, taps, *rest])
-        values = tf.transpose(values, [0, 2, 1, *range(3, 3 + len(rest))])
-    return tf.reshape(values, [sizes.pixels, taps * groups, *rest])
+        values = tf.reshape(values, [sizes.pixels, groups, taps])
+        values = tf.transpose(values, [0, 2, 1])
+    return tf.reshape(values, [sizes.pixels, taps * groups])
 
 
 def _fields(values, geometry):
-    """`[N * Ho * Wo, K * G, ...]` -> `[N * Ho * Wo, G, K, ...]`, the inverse of `_samples`."""
+    """`[N * Ho * Wo, K * G, ...]` -> `[N * Ho * Wo, G, K, ...]`, back from `_samples`."""
     rest = values.shape[2:]
     values = tf.reshape(values, [-1, geometry.taps, geometry.offset_groups, *rest])
     return tf.transpose(values, [0, 2, 1, *range(3, 3 + len(rest))])
