@@ -90,7 +90,8 @@ def deform_conv2d_in_xla(arguments, geometry):
     # The fields of Problem in deform_conv2d_kernel.h, in their order.
     problem = [*x.shape, *out_shape[1:], *geometry.kernel_size, *geometry.strides, top, left]
     problem += [*geometry.dilations, geometry.groups, geometry.offset_groups]
-    numbers = " ".join(str(int(number)) for number in [*problem, bool(mask)])
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    numbers = " ".join(str(int(number)) for number in [*problem, bool(mask), threads])
 
     @tf.custom_gradient
     def run(*arguments):

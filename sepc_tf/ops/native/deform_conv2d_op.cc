@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "deform_conv2d_kernel.h"
+#include "deform_conv2d_xla.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -15,7 +16,6 @@ namespace sepc_tf {
 namespace {
 
 namespace tf = ::tensorflow;
-
 
 // `paddings` is (top, bottom, left, right), or empty for SAME.
 struct Settings {

@@ -1,7 +1,10 @@
 // The kernels of deform_conv2d_kernel.h as XLA custom calls for the CPU.
 //
 // XLA gives a custom call its buffers and a string made while tracing, here the Problem as numbers.
-// Shapes were checked where that string was made (deform_conv2d.py).
+// Shapes were checked where that string was made (deform_conv2d.py). Included once, by
+// deform_conv2d_op.cc: a second source file would double the time of the build.
+
+#pragma once
 
 #include <dlfcn.h>
 
@@ -19,18 +22,23 @@ namespace {
 struct Call {
   Problem p;
   bool modulated;
+  int threads;  // 0: as many as the process may use
 
   Call(const char* numbers, size_t size) {
     std::istringstream in(std::string(numbers, size));
     in >> p.batch >> p.height >> p.width >> p.channels >> p.out_height >> p.out_width >>
         p.out_channels >> p.kernel_h >> p.kernel_w >> p.stride_h >> p.stride_w >> p.pad_top >>
-        p.pad_left >> p.dilation_h >> p.dilation_w >> p.groups >> p.offset_groups >> modulated;
+        p.pad_left >> p.dilation_h >> p.dilation_w >> p.groups >> p.offset_groups >> modulated >>
+        threads;
   }
 };
 
 // XLA does not pass its own threads to a custom call. The calling thread takes part in the work.
-struct Threads {
-  const int count = tensorflow::port::MaxParallelism();
+struct OwnThreads {
+  const int count;
+
+  explicit OwnThreads(int threads)
+      : count(threads > 0 ? threads : tensorflow::port::MaxParallelism()) {}
 
   void operator()(int64_t n, const std::function<void(int64_t)>& fn) const {
     using Pool = tensorflow::thread::ThreadPool;
@@ -71,7 +79,7 @@ void SepcDeformConv2DForward(void* out, const void** in, const char* numbers, si
                              void* /*status*/) {
   using namespace sepc_tf;
   const Call call(numbers, size);
-  const Threads threads;
+  const OwnThreads threads(call.threads);
   const Buffer packed(PackedSize(call.p));
   Forward(call.p, In(in, 0), In(in, 1), call.modulated ? In(in, 3) : nullptr, In(in, 2),
           static_cast<float*>(out), packed.get(), threads.count, threads);
@@ -83,7 +91,7 @@ void SepcDeformConv2DGradient(void* out, const void** in, const char* numbers, s
   using namespace sepc_tf;
   const Call call(numbers, size);
   const Problem& p = call.p;
-  const Threads threads;
+  const OwnThreads threads(call.threads);
   const Split split(p, threads.count);
   const Buffer packed(PackedSize(p));
   const Buffer partial_kernels(split.PartialKernels(p)), partial_offsets(split.PartialOffsets(p));
