@@ -20,6 +20,12 @@ def implementation(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def native_or_skip():
+    if not native.available():
+        pytest.skip("no compiler for the C++ operations, or SEPC_TF_NATIVE=0")
+
+
 @st.composite
 def problems(draw):
     """Settings and shapes of one call, with the output size."""
@@ -221,9 +227,7 @@ def test_a_wild_offset_changes_only_its_own_pixel(implementation, problem, bad):
 
 @modest
 @given(problem=problems(), whole=st.booleans())
-def test_forms_agree_on_gradients(implementation, problem, whole):
-    if implementation == "xla":
-        pytest.skip("compares the native form with this one")
+def test_forms_agree_on_gradients(native_or_skip, problem, whole):
     values = tensors(problem, scale=2.0, whole=whole)
     for portable, fused in zip(*(gradients(values, problem, form) for form in IMPLEMENTATIONS)):
         np.testing.assert_allclose(fused, portable, rtol=0, atol=5e-4)
@@ -231,9 +235,7 @@ def test_forms_agree_on_gradients(implementation, problem, whole):
 
 @modest
 @given(problem=problems(), whole=st.booleans())
-def test_the_native_form_is_the_same_inside_xla(implementation, problem, whole):
-    if implementation == "xla":
-        pytest.skip("compares the native form as an operation and as a custom call")
+def test_the_native_form_is_the_same_inside_xla(native_or_skip, problem, whole):
     values = tensors(problem, scale=2.0, whole=whole)
     compiled = tf.function(gradients, jit_compile=True)(values, problem, "native")
     for inside, outside in zip(compiled, gradients(values, problem, "native")):

@@ -58,7 +58,9 @@ def callable_from_xla():
 
     Registers them with XLA the first time. Asks for `load` before.
     """
-    return bool(ctypes.CDLL(str(_built())).SepcRegisterCustomCalls())
+    register = ctypes.CDLL(str(_built())).SepcRegisterCustomCalls
+    register.restype = ctypes.c_bool  # the default, int, would read bytes that C++ leaves open
+    return register()
 
 
 @functools.cache
