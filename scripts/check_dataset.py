@@ -8,7 +8,8 @@ import sys
 
 from rich.console import Console
 
-from sepc_tf.data.check import DatasetError, check_dataset
+from sepc_tf.data.check import check_dataset
+from sepc_tf.errors import DatasetError
 
 
 def main():

@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 
+from sepc_tf.errors import Terminated, UserError
+
 
 def run(main):
     """Runs a script's `main` and exits: 0 on success, 2 with one `error:` line for a user's error.
@@ -19,23 +21,9 @@ def run(main):
     except KeyboardInterrupt:
         code = _say("interrupted; start again with the same run directory to continue", 130)
     except Exception as error:
-        from sepc_tf.data.check import DatasetError
-        from sepc_tf.data.images import UnreadableImageError
-        from sepc_tf.errors import CheckpointError, ConfigError
-        from sepc_tf.training.callbacks import NonFiniteLossError, Terminated
-
         if isinstance(error, Terminated):
             code = _say(str(error), 143)
-        elif isinstance(
-            error,
-            ConfigError
-            | DatasetError
-            | UnreadableImageError
-            | CheckpointError
-            | NonFiniteLossError
-            | FileExistsError
-            | FileNotFoundError,
-        ):
+        elif isinstance(error, UserError | FileExistsError | FileNotFoundError):
             code = _say(f"error: {error}", 2)
         elif "UnreadableImageError: " in str(error):  # raised inside tf.data, wrapped by it
             message = str(error).split("UnreadableImageError: ", 1)[1]

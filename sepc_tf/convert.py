@@ -15,8 +15,8 @@ from sepc_tf.checkpoints import (
 from sepc_tf.checkpoints.variables import read_variables
 from sepc_tf.config import ConfigError
 from sepc_tf.data.check import read_annotations
+from sepc_tf.files import write_json
 from sepc_tf.runs import load_run, prepare_run_dir
-from sepc_tf.training.callbacks import write_json
 from sepc_tf.training.checkpoints import write_checkpoint
 from sepc_tf.zoo import build_detector
 

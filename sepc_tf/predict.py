@@ -9,9 +9,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from sepc_tf.data.images import UnreadableImageError, read_image
+from sepc_tf.data.images import read_image
+from sepc_tf.errors import UnreadableImageError
+from sepc_tf.files import write_json
 from sepc_tf.inference import detect_images
-from sepc_tf.training.callbacks import write_json
 from sepc_tf.visualization import draw_detections
 
 log = logging.getLogger(__name__)

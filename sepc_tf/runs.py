@@ -24,7 +24,7 @@ import tensorflow as tf
 from sepc_tf.checkpoints.variables import assign_variables, named_variables
 from sepc_tf.config import ConfigError, config_to_yaml, differences, load_config
 from sepc_tf.errors import CheckpointError
-from sepc_tf.training.callbacks import write_json
+from sepc_tf.files import write_json, write_text
 from sepc_tf.training.checkpoints import (
     read_checkpoint,
     section,
@@ -88,7 +88,7 @@ def prepare_run_dir(run_dir, config):
                 "or remove it to start anew. Different (there -> now):\n  " + "\n  ".join(changed)
             )
     run_dir.mkdir(parents=True, exist_ok=True)
-    saved.write_text(config_to_yaml(config), encoding="utf-8")
+    write_text(saved, config_to_yaml(config))
     return run_dir
 
 

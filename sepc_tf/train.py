@@ -8,9 +8,10 @@ import tensorflow as tf
 
 from sepc_tf.checkpoints.variables import assign_variables, named_variables
 from sepc_tf.config import ConfigError, config_to_yaml
-from sepc_tf.data.check import DatasetError
 from sepc_tf.data.sources import evaluation_pipeline, load_split, training_pipeline
+from sepc_tf.errors import DatasetError
 from sepc_tf.evaluation.run import Evaluator
+from sepc_tf.files import read_json, write_json
 from sepc_tf.runs import lock_run_dir, prepare_run_dir, write_environment
 from sepc_tf.training.callbacks import (
     Checkpoints,
@@ -21,8 +22,6 @@ from sepc_tf.training.callbacks import (
     StopOnNonFinite,
     TensorBoardLog,
     WeightAverage,
-    read_json,
-    write_json,
 )
 from sepc_tf.training.checkpoints import read_checkpoint, read_latest, section, step_files
 from sepc_tf.training.distribution import is_chief, make_strategy

@@ -43,7 +43,13 @@ def test_differences_name_the_key_and_both_values(tmp_path):
         ("train.epocs=3", "did you mean train.epochs"),
         ("train.epochs=abc", "train.epochs: .*'abc'.*expected int"),
         ("train=3", "train: expected a section"),
-        ("train.epochs=0", "train.epochs: 0 is below"),
+        ("train.epochs=0", "train.epochs: 0: expected a number >= 1"),
+        ("train.ema_decay=1.5", "train.ema_decay: 1.5: expected a number > 0 and < 1"),
+        ("train.optimizer.learning_rate=.nan", "learning_rate: nan: expected a number >= 0"),
+        ("train.seed=-1", "train.seed: -1: expected a number >= 0"),
+        ("detector.nms_pre=0", "detector.nms_pre: 0: expected a number >= 1"),
+        ("detector.score_threshold=-1", "score_threshold: -1.0: expected a number >= 0 and < 1"),
+        ("data.std=[1, 0, 1]", "data.std: .*: expected numbers > 0"),
         ("train.epochs", "expected key=value"),
         ("detector.head.variant=sep", "'sep' is none of: baseline, dcn, pconv"),
         ("data.short_side=[a]", r"data.short_side\[0\]: .*expected list\[int\]"),
@@ -58,12 +64,20 @@ def test_a_wrong_override_is_one_clear_error(tmp_path, override, message):
         load_config(write(tmp_path / "a.yaml", ""), [override])
 
 
+def test_a_number_in_scientific_notation_is_a_number(tmp_path):
+    path = write(tmp_path / "a.yaml", "train: {optimizer: {options: {epsilon: 1e-7}}}")
+    config = load_config(path, ["train.optimizer.options.beta_2=1e-3"])
+    assert config.train.optimizer.options == {"epsilon": 1e-7, "beta_2": 1e-3}
+
+
 def test_unusable_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"typo.yaml does not exist; did you mean typos.yaml"):
         write(tmp_path / "typos.yaml", "")
         load_config(tmp_path / "typo.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(write(tmp_path / "bad.yaml", "a: [1"))
+    with pytest.raises(ConfigError, match="the key 'seed' stands twice"):
+        load_config(write(tmp_path / "twice.yaml", "train: {seed: 1, seed: 2}"))
     with pytest.raises(ConfigError, match="expected `key: value`"):
         load_config(write(tmp_path / "list.yaml", "[1, 2]"))
     with pytest.raises(ConfigError, match="inherits from itself"):

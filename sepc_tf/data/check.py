@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sepc_tf.data.images import UnreadableImageError, read_image
+from sepc_tf.data.images import read_image
+from sepc_tf.errors import DatasetError, UnreadableImageError
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +18,6 @@ ERROR, WARNING = "error", "warning"
 MAX_EXAMPLES = 3
 # How far a box may stick out of its image before it is worth a line: annotations are rounded.
 OUTSIDE_TOLERANCE = 1.0
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message names the file and what is wrong in it."""
 
 
 @dataclass

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from sepc_tf.data.check import (
-    DatasetError,
     annotation_problems,
     raise_on_errors,
     read_annotations,
 )
-from sepc_tf.data.images import UnreadableImageError, decode_image
+from sepc_tf.data.images import decode_image
+from sepc_tf.errors import DatasetError, UnreadableImageError
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sepc_tf.errors import UnreadableImageError
+
 ORIENTATION = 0x0112  # EXIF tag
-
-
-class UnreadableImageError(ValueError):
-    """An image file that is missing, cut off, or not an image; the message names it."""
 
 
 def read_image(path):

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from sepc_tf.data.images import UnreadableImageError
 from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
-from sepc_tf.errors import ConfigError
+from sepc_tf.errors import ConfigError, UnreadableImageError
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ import struct
 import tensorflow as tf
 
 from sepc_tf.data.check import (
-    DatasetError,
     annotation_problems,
     raise_on_errors,
     validate_annotations,
 )
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.images import image_size
+from sepc_tf.errors import DatasetError
 
 # TensorFlow Datasets numbers COCO's classes 0..79 and forgets their ids, which leave some out.
 COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))

@@ -2,13 +2,12 @@
 
 import contextlib
 import io
-import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from sepc_tf.files import write_json
 
 METRIC_NAMES = (
     "AP",
@@ -196,8 +195,8 @@ def write_evaluation(directory, metrics, results):
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "detections.json", results)
-    _write_json(directory / "metrics.json", metrics.to_dict(), indent=2)
+    write_json(directory / "detections.json", results, indent=None)
+    write_json(directory / "metrics.json", metrics.to_dict())
 
 
 def _detections_as_coco(dataset, results, image_ids):
@@ -228,18 +227,3 @@ def _detections_as_coco(dataset, results, image_ids):
 def _percent(value):
     """A metric in percent, the way it is published; a dash where there is none."""
     return "-" if value is None or value < 0 else f"{100 * value:.1f}"
-
-
-def _write_json(path, content, indent=None):
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            json.dump(content, file, indent=indent)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

@@ -5,8 +5,7 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from sepc_tf.data.check import DatasetError
-from sepc_tf.data.images import UnreadableImageError
+from sepc_tf.errors import DatasetError, UnreadableImageError
 from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
 from sepc_tf.visualization import prediction_grid
 

@@ -6,10 +6,8 @@ restart when a run continues in the middle of an epoch.
 
 import contextlib
 import datetime
-import json
 import logging
 import math
-import os
 import signal
 import time
 from dataclasses import dataclass, field
@@ -22,13 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sepc_tf.checkpoints.variables import assign_variables, named_variables, read_variables
 from sepc_tf.compat import optimizer_variables
+from sepc_tf.errors import NonFiniteLossError, Terminated
+from sepc_tf.files import write_json
 from sepc_tf.training.checkpoints import remove_old, section, write_checkpoint
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or a gradient became NaN or infinite; the update was not applied."""
 
 
 @dataclass
@@ -229,10 +225,6 @@ class Checkpoints(keras.callbacks.Callback):
         return {str(index): variable for index, variable in enumerate(variables)}
 
 
-class Terminated(Exception):
-    """Training was asked to stop by SIGTERM; the state has been saved."""
-
-
 class Evaluation(keras.callbacks.Callback):
     """Evaluates on the validation set at the end of epochs, keeps the history and the best weights.
 
@@ -393,22 +385,6 @@ class ProgressBar(keras.callbacks.Callback):
         if self._bar:
             self._bar.stop()
             self._bar = None
-
-
-def write_json(path, value):
-    """Writes JSON atomically, two spaces deep."""
-    path = Path(path)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def read_json(path, default):
-    """Reads JSON, or returns `default` where the file is missing or cut off."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
 
 
 def _prefixed(prefix, arrays):

@@ -1,0 +1,20 @@
+"""Settings of what lies between the pyramid and the final convolutions."""
+
+import dataclasses
+
+from sepc_tf.settings import setting
+
+
+@dataclasses.dataclass
+class HeadConfig:
+    """The paper's head variants, or the towers they replace."""
+
+    variant: str = setting(
+        "sepc_lite", choices=("baseline", "dcn", "pconv", "pconv_ibn", "sepc_lite", "sepc")
+    )
+    filters: int = setting(256, at_least=1)
+    # stacked PConvs, or convolutions per task of the plain head
+    num_convs: int = setting(4, at_least=0)
+    # null: the variant's own
+    normalization: str | None = setting(None, choices=(None, "integrated", "single", "independent"))
+    shared: bool = True  # false: one PConv stack per task
