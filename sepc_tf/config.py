@@ -2,7 +2,7 @@
 
 A YAML file may name the files it inherits from in `_base_` (a path or a list of paths, relative to
 the file); later values win over earlier ones. Every value is checked against the dataclasses that
-stand beside the parts they configure, so a misspelt key, a wrong type or a value out of range is one
+stand beside the parts they configure: a misspelt key, a wrong type or a value out of range is one
 error that names the key, the file, and what is allowed.
 
 Example:
