@@ -20,21 +20,15 @@ def main():
     args = parser.parse_args()
 
     from sepc_tf import flops
-    from sepc_tf.backbones import ResNet
-    from sepc_tf.config import HeadConfig, load_config
-    from sepc_tf.detectors import FSAF, FreeAnchor, RetinaNet
-    from sepc_tf.necks import FPN
-    from sepc_tf.zoo import build_detector, build_towers
+    from sepc_tf.config import DetectorConfig, HeadConfig, load_config
+    from sepc_tf.zoo import build_detector
 
     if args.table:
-        table = flops.paper_table(
-            {"RetinaNet": RetinaNet, "FSAF": FSAF, "FreeAnchor": FreeAnchor},
-            lambda variant: build_towers(HeadConfig(variant=variant)),
-            ResNet(50, name="backbone"),
-            FPN(name="fpn"),
-            *args.size,
-        )
-        print(table)
+
+        def build(kind, variant):
+            return build_detector(DetectorConfig(type=kind, head=HeadConfig(variant=variant)), 80)
+
+        print(flops.paper_table(build, *args.size))
         return
     config = load_config(args.config, args.overrides)
     detector = build_detector(config.detector, args.classes)

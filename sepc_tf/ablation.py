@@ -23,6 +23,7 @@ from sepc_tf.config import ConfigError, load_config
 from sepc_tf.flops import Cost, count_detector
 from sepc_tf.inference import detect_images
 from sepc_tf.runs import load_run
+from sepc_tf.zoo import DETECTORS
 
 log = logging.getLogger(__name__)
 
@@ -359,4 +360,4 @@ def _colours(rows):
 
 
 def _marker(row):
-    return {"retinanet": "o", "free_anchor": "s", "fsaf": "^"}[row.detector]
+    return "os^Dv*PX"[list(DETECTORS).index(row.detector) % 8]

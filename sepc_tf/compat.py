@@ -10,6 +10,28 @@ import tensorflow as tf
 KERAS_3 = int(keras.__version__.split(".")[0]) >= 3
 
 
+def require_private(owner, name):
+    """Returns a private attribute of Keras that this package relies on.
+
+    Its loss in another version must be an error, and not a training that goes wrong unnoticed.
+
+    Raises:
+        ImportError: the installed Keras has none.
+    """
+    if not hasattr(owner, name):
+        raise ImportError(
+            f"Keras {keras.__version__} has no {owner.__name__}.{name}, which sepc_tf needs; "
+            "install a version that it was tested with (constraints/default.txt)"
+        )
+    return getattr(owner, name)
+
+
+# `Detector` overrides these two of Keras 3.
+if KERAS_3:
+    require_private(keras.Model, "_maybe_symbolic_build")
+    require_private(keras.Model, "_default_save_signature")
+
+
 def float32_weight_options():
     """Keywords for `Layer.add_weight` that keep a weight float32 under mixed precision.
 
@@ -33,6 +55,9 @@ def prepare_optimizer(optimizer, variables):
 
     Keras 3's optimizers sum the gradients of all replicas themselves, after clipping, and have no
     argument against it; here that step is taken out of this one object. See `apply_gradients`.
+    There is no way around it by public names: outside a replica, where they do not sum, they cannot
+    be called, and dividing by the number of replicas first would be as wrong, and as silent, the
+    day Keras stops summing.
     """
     if isinstance(optimizer, _legacy_optimizers()):
         optimizer.iterations  # noqa: B018 - a property that creates the variable
@@ -41,6 +66,7 @@ def prepare_optimizer(optimizer, variables):
     optimizer.build(variables)
     if KERAS_3:
         innermost = getattr(optimizer, "inner_optimizer", optimizer)
+        require_private(type(innermost), "_all_reduce_sum_gradients")
         innermost._all_reduce_sum_gradients = list
 
 

@@ -28,6 +28,7 @@ from sepc_tf.errors import ConfigError
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_settings, merge, setting
 from sepc_tf.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from sepc_tf.zoo import check_detector
 
 __all__ = [
     "BackboneConfig",
@@ -119,17 +120,17 @@ def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:
     return config
 
 
-def config_to_dict(config):
+def config_to_dict(config: Config) -> dict:
     """Returns `config` as plain nested dicts and lists."""
     return dataclasses.asdict(config)
 
 
-def config_to_yaml(config):
+def config_to_yaml(config: Config) -> str:
     """Returns `config` as YAML text that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config_to_dict(config), sort_keys=False)
 
 
-def differences(first, second):
+def differences(first: Config, second: Config) -> list[str]:
     """Returns `["key: a -> b", ...]` for every value in which two configs differ."""
     flat_first, flat_second = _flatten(config_to_dict(first)), _flatten(config_to_dict(second))
     return [
@@ -175,6 +176,7 @@ def _flatten(values, prefix=""):
 
 def _check_values(config, path):
     check_settings(config, "", path)
+    config.detector = check_detector(config.detector, path)
     sides = config.data.short_side
     if not sides or (config.data.short_side_mode == "range" and len(sides) != 2):
         raise ConfigError(

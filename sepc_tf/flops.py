@@ -8,11 +8,9 @@ import tensorflow as tf
 from sepc_tf.checkpoints.variables import named_variables
 from sepc_tf.ops.deform_conv2d import portable_ops
 
-PARTS = ("backbone", "fpn", "towers", "head")
-
-# GFLOPs of Table 1, at 3x1280x800: detector -> variant -> figure.
+# GFLOPs of Table 1, at 3x1280x800: detector type -> variant -> figure.
 PAPER_GFLOPS = {
-    "RetinaNet": {
+    "retinanet": {
         "baseline": 239.32,
         "dcn": 249.55,
         "pconv": 239.29,
@@ -20,7 +18,7 @@ PAPER_GFLOPS = {
         "sepc": 242.22,
         "sepc_lite": 240.0,
     },
-    "FSAF": {
+    "fsaf": {
         "baseline": 205.2,
         "dcn": 215.42,
         "pconv": 205.18,
@@ -28,7 +26,7 @@ PAPER_GFLOPS = {
         "sepc": 208.11,
         "sepc_lite": 205.88,
     },
-    "FreeAnchor": {
+    "free_anchor": {
         "baseline": 239.32,
         "dcn": 249.55,
         "pconv": 239.29,
@@ -63,22 +61,15 @@ def count_detector(detector, height=800, width=1280):
         height, width: of the network's input, in pixels.
 
     Returns:
-        dict of "backbone", "fpn", "towers", "head" -> `Cost`.
+        dict from the name of each part, as "backbone", to its `Cost`.
 
     Example:
         >>> sum(cost.multiply_adds for cost in count_detector(detector).values()) / 1e9
 
     Source: paper, Table 1 and appendix 1; the rules are those of `count_operations`.
     """
-    costs, inputs = {}, (1, height, width, 3)
-    for name in PARTS:
-        part = getattr(detector, name)
-        costs[name] = count_layer(part, inputs)
-        if name != "head":
-            inputs = part.compute_output_shape(inputs)
-        if name == "backbone":
-            inputs = [tuple(shape) for shape in inputs][-3:]
-    return costs
+    inputs = detector.part_inputs((1, height, width, 3))
+    return {name: count_layer(part, inputs[name]) for name, part in detector.parts.items()}
 
 
 def count_layer(layer, input_shape):
@@ -163,33 +154,32 @@ def format_costs(costs):
     return "\n".join(lines)
 
 
-def paper_table(detectors, build_towers, backbone, fpn, height=800, width=1280):
+def paper_table(build, height=800, width=1280):
     """Markdown table of every row of the paper's Table 1 beside ours.
 
     Args:
-        detectors: dict of a name of `PAPER_GFLOPS` -> detector class.
-        build_towers: function of a variant's name -> towers.
-        backbone, fpn: the parts all rows share, built or not; counted once.
+        build: function of a detector type and a variant that returns the detector.
         height, width: of the network's input.
 
     Returns:
         str.
     """
-    lines = [
-        "| detector | variant | backbone | FPN | towers | head | GFLOPs | paper | difference "
-        "| parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, figures in PAPER_GFLOPS.items():
+    lines = []
+    for kind, figures in PAPER_GFLOPS.items():
         for variant, figure in figures.items():
-            detector = detectors[name].from_parts(backbone, fpn, build_towers(variant), 80)
-            detector.build((None, None, None, 3))
-            costs = count_detector(detector, height, width)
+            costs = count_detector(build(kind, variant), height, width)
+            if not lines:
+                names = [*costs]
+                lines = [
+                    f"| detector | variant | {' | '.join(names)} | GFLOPs | paper | difference "
+                    "| parameters |",
+                    "|---" * (len(names) + 6) + "|",
+                ]
             total = sum(costs.values(), Cost(0, 0))
             flops = total.multiply_adds / 1e9
             cells = [f"{cost.multiply_adds / 1e9:.2f}" for cost in costs.values()]
             lines.append(
-                f"| {name} | {variant} | {' | '.join(cells)} | {flops:.2f} | {figure} | "
+                f"| {kind} | {variant} | {' | '.join(cells)} | {flops:.2f} | {figure} | "
                 f"{100 * (flops / figure - 1):+.2f}% | {total.parameters / 1e6:.2f} M |"
             )
     return "\n".join(lines)

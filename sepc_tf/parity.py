@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
 from sepc_tf.config import BackboneConfig, DetectorConfig, HeadConfig
-from sepc_tf.detectors.base import level_sizes
+from sepc_tf.detectors.dense import level_sizes
 from sepc_tf.layers import IntegratedBatchNormalization, PConv
 from sepc_tf.necks import SEPC
 from sepc_tf.necks.sepc import VARIANTS
@@ -576,7 +576,7 @@ def check_detector(case, comparison):
     @tf.function
     def run(image):
         features = detector.backbone(image, training=False)
-        pyramid = detector.fpn(list(features)[-3:], training=False)
+        pyramid = detector.pyramid(image, training=False)
         return features, pyramid, detector(image, training=False)
 
     features, pyramid, outputs = run(nhwc(case.inputs()["img"]))
@@ -735,7 +735,10 @@ def check_fsaf(case, comparison):
     counts = np.sum(batch["labels"].numpy() >= 0, axis=1)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])[:, None]
     focal, iou_loss = (x.numpy() for x in detector.cell_losses(outputs, targets))
-    selected = detector.select_levels(outputs, targets, tf.constant(focal), tf.constant(iou_loss))
+    num_boxes = batch["boxes"].shape[1]
+    selected = detector.select_levels(
+        outputs, targets, tf.constant(focal), tf.constant(iou_loss), num_boxes
+    )
     arrays = {
         "assigned": np.where(matched, matches, -1),
         "assigned_global": np.where(matched, matches + first, -1),

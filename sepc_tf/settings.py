@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import typing
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -145,7 +146,7 @@ def merge(config: Any, values: dict, cls: type, prefix: str, source: Any) -> Any
 
 def check_keys(values: Any, cls: type, prefix: str, source: Any) -> None:
     """Raises ConfigError for a key that is no field of a dataclass, or a section that is none."""
-    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    fields = _types(cls)
     if not isinstance(values, dict):
         raise ConfigError(
             f"{source}: {prefix.rstrip('.') or 'config'}: expected a section with keys "
@@ -163,6 +164,12 @@ def check_keys(values: Any, cls: type, prefix: str, source: Any) -> None:
             check_keys(value, fields[key], f"{prefix}{key}.", source)
 
 
+def _types(cls):
+    """Field name -> type, also where annotations are strings."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -170,7 +177,7 @@ def _is_number(value):
 def _type_of(cls, key):
     current = cls
     for part in key.split("[")[0].split("."):
-        fields = {field.name: field.type for field in dataclasses.fields(current)}
+        fields = _types(current)
         if part not in fields:
             break
         current = fields[part]

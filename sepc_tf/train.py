@@ -96,7 +96,7 @@ def train(config, run_dir):
     # ---- detector and optimizer ----------------------------------------------------------------
     schedule = make_schedule(config.train, state.steps_per_epoch)
     with strategy.scope():
-        detector = build_detector(config.detector, num_classes=train_set.num_classes)
+        detector = build_detector(config.detector, train_set.num_classes, config.data.size_divisor)
         optimizer = make_optimizer(config.train.optimizer, schedule)
         detector.compile(
             optimizer=optimizer,

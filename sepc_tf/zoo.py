@@ -1,84 +1,172 @@
-"""From a config to a built detector, and the table of everything that can be built."""
+"""From a config to a built detector, and the tables of everything that can be built.
 
+A detector is a class with `Options` (a dataclass of its settings) and `from_parts`; a neck is a
+layer with `Options`, whose fields are its constructor's arguments, and `min_level`. A new one is a
+file of its own and a line here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
 import keras_cv
 
-from sepc_tf.backbones import ResNet
+from sepc_tf.backbones import KerasCVFeatures, ResNet
+from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
-from sepc_tf.config import ConfigError
-from sepc_tf.detectors import FSAF, FreeAnchor, RetinaNet
+from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RetinaNet
+from sepc_tf.detectors.config import DetectorConfig
+from sepc_tf.errors import ConfigError
 from sepc_tf.necks import FPN, SEPC, ConvTowers
+from sepc_tf.necks.config import HeadConfig
+from sepc_tf.settings import check_unused, typed
 
 DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF}
+NECKS = {"fpn": FPN}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)
 
 
-def build_detector(config, num_classes):
+def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorConfig:
+    """Checks what depends on a detector's type: its options, its necks, what applies to them.
+
+    Args:
+        config: the settings; `options` and the entries of `necks` may be plain dicts.
+        source: the file or the like that the values come from, for messages.
+
+    Returns:
+        The config with an instance of the detector's `Options` as `options`, and dicts with every
+        setting in `necks`.
+
+    Raises:
+        ConfigError: an unknown type, key or value, or a setting that does not apply.
+
+    Example:
+        >>> check_detector(DetectorConfig(type="fsaf")).options.area_scale
+        0.2
+    """
+    cls = _choice(DETECTORS, config.type, "detector.type", source)
+    options = config.options
+    if not isinstance(options, cls.Options):
+        options = typed(cls.Options, options, "detector.options.", source)
+    if not config.necks:
+        raise ConfigError(f"{source}: detector.necks: expected at least one, as [{{type: fpn}}]")
+    necks = [
+        _checked_neck(neck, f"detector.necks[{i}]", source) for i, neck in enumerate(config.necks)
+    ]
+    try:
+        if config.nms == "soft":
+            check_unused(config, ("nms_iou",), "detector.", "nms: soft")
+        else:
+            check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
+        if config.head.variant not in SEPC_VARIANTS:
+            reason = f"variant: {config.head.variant}"
+            check_unused(config.head, ("normalization", "shared"), "detector.head.", reason)
+        _check_backbone(config.backbone)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return dataclasses.replace(config, options=options, necks=necks)
+
+
+def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int = 32) -> Detector:
     """Builds the detector that a config describes, with freshly initialised weights.
 
     Args:
-        config: a `sepc_tf.config.DetectorConfig`.
+        config: the settings.
         num_classes: number of object classes (without background).
+        size_divisor: what padded image sides are multiples of (`data.size_divisor`).
 
     Returns:
         A `sepc_tf.detectors.Detector`, all weights created.
 
     Raises:
-        ConfigError: an unknown backbone, or weights that cannot be loaded.
+        ConfigError: an unknown part, settings that do not fit, or weights that cannot be loaded.
 
     Example:
-        >>> detector = build_detector(DetectorConfig(), num_classes=80)
-        >>> outputs = detector(tf.zeros([1, 800, 1344, 3]))
+        >>> detector = build_detector(
+        ...     DetectorConfig(backbone=BackboneConfig(depth=18, width=8),
+        ...                    head=HeadConfig(filters=16)), num_classes=3)
+        >>> detector(tf.zeros([1, 64, 96, 3]))["classification"][0].shape
+        TensorShape([1, 8, 12, 27])
     """
-    detector = DETECTORS[config.type].from_parts(
-        backbone=build_backbone(config.backbone),
-        fpn=FPN(filters=config.head.filters, name="fpn"),
-        towers=build_towers(config.head, config.convention),
-        num_classes=num_classes,
-        convention=config.convention,
-        score_threshold=config.score_threshold,
-        nms_iou=config.nms_iou,
-        nms_pre=config.nms_pre,
-        max_detections=config.max_detections,
-        name=config.type,
-    )
+    config = check_detector(config)
+    cls = DETECTORS[config.type]
+    try:
+        detector = cls.from_parts(
+            backbone=build_backbone(config.backbone),
+            necks=build_necks(config.necks, config.head.filters),
+            towers=build_towers(config.head, config.convention),
+            num_classes=num_classes,
+            convention=config.convention,
+            options=config.options,
+            size_divisor=size_divisor,
+            score_threshold=config.score_threshold,
+            nms=config.nms,
+            nms_iou=config.nms_iou,
+            soft_nms_sigma=config.soft_nms_sigma,
+            nms_pre=config.nms_pre,
+            max_detections=config.max_detections,
+            name=config.type,
+        )
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a part's constructor: it names its argument
+        raise ConfigError(f"detector: {error}") from error
     if config.backbone.weights:
         load_backbone_weights(detector.backbone, config.backbone.weights)
     return detector
 
 
-def build_backbone(config):
-    """Builds the backbone of a `sepc_tf.config.BackboneConfig`; see `build_detector`."""
-    source, separator, name = config.type.rpartition(">")
-    if separator:
-        cls = getattr(keras_cv.models, name, None)
-        if source == "keras_cv" and cls is not None:
-            return cls(include_rescaling=False, input_shape=(None, None, 3), **config.options)
-    if config.type != "resnet":
-        raise ConfigError(
-            f"detector.backbone.type: {config.type!r}: expected resnet or keras_cv>NAME with a "
-            "backbone class of keras_cv.models, as keras_cv>ResNetV2Backbone"
-        )
+def build_backbone(config: BackboneConfig) -> keras.layers.Layer:
+    """Builds a backbone; see `build_detector`."""
+    _check_backbone(config)
     try:
-        return ResNet(
-            depth=config.depth,
-            width=config.width,
-            groups=config.groups,
-            base_width=config.base_width,
-            deformable_stages=tuple(config.deformable_stages),
-            frozen_stages=config.frozen_stages,
-            norm=config.norm,
-            name="backbone",
-        )
-    except ValueError as error:
+        if config.type == "resnet":
+            return ResNet(
+                depth=config.depth,
+                width=config.width,
+                groups=config.groups,
+                base_width=config.base_width,
+                deformable_stages=tuple(config.deformable_stages),
+                frozen_stages=config.frozen_stages,
+                norm=config.norm,
+                name="backbone",
+            )
+        cls = getattr(keras_cv.models, config.type.rpartition(">")[2])
+        model = cls(include_rescaling=False, input_shape=(None, None, 3), **config.options)
+        return KerasCVFeatures(model, config.frozen_stages, config.norm, name="backbone")
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"detector.backbone: {error}") from error
 
 
-def build_towers(config, convention="modern"):
-    """Builds what lies between the FPN and the final convolutions.
+def build_necks(necks: list[dict], filters: int) -> list[keras.layers.Layer]:
+    """Builds the necks of a checked config, named by type.
 
     Args:
-        config: a `sepc_tf.config.HeadConfig`.
+        necks: dicts of `type` and the settings of the type.
+        filters: channels where a neck does not say.
+
+    Returns:
+        list of layers, to be called one after the other.
+    """
+    layers = []
+    for neck in necks:
+        options = dict(neck)
+        kind = options.pop("type")
+        if "filters" in options and options["filters"] is None:
+            options["filters"] = filters
+        earlier = sum(isinstance(layer, NECKS[kind]) for layer in layers)
+        layers.append(NECKS[kind](**options, name=f"{kind}_{earlier + 1}" if earlier else kind))
+    return layers
+
+
+def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers.Layer:
+    """Builds what lies between the pyramid and the final convolutions.
+
+    Args:
+        config: the settings.
         convention: "mmdet1" leaves the two extra convolutions unpadded, as the authors' code does.
 
     Returns:
@@ -101,3 +189,33 @@ def build_towers(config, convention="modern"):
         name="towers",
         **options,
     )
+
+
+def _choice(table, name, key, source):
+    if name not in table:
+        raise ConfigError(f"{source}: {key}: {name!r} is none of: {', '.join(table)}")
+    return table[name]
+
+
+def _checked_neck(neck, key, source):
+    if not isinstance(neck, dict) or "type" not in neck:
+        raise ConfigError(f"{source}: {key}: expected a section with a type, got {neck!r}")
+    values = {name: value for name, value in neck.items() if name != "type"}
+    cls = _choice(NECKS, neck["type"], f"{key}.type", source)
+    options = typed(cls.Options, values, f"{key}.", source)
+    return {"type": neck["type"], **dataclasses.asdict(options)}
+
+
+def _check_backbone(config):
+    prefix = "detector.backbone."
+    if config.type == "resnet":
+        check_unused(config, ("options",), prefix, "a ResNet")
+        return
+    source, _, name = config.type.rpartition(">")
+    if source != "keras_cv" or not hasattr(keras_cv.models, name):
+        raise ConfigError(
+            f"{prefix}type: {config.type!r}: expected resnet or keras_cv>NAME with a backbone "
+            "class of keras_cv.models, as keras_cv>ResNetV2Backbone"
+        )
+    of_resnets = ("depth", "width", "groups", "base_width", "deformable_stages")
+    check_unused(config, of_resnets, prefix, "a KerasCV backbone (its arguments are options)")

@@ -17,7 +17,7 @@ from sepc_tf.config import (
 from sepc_tf.export import export
 from sepc_tf.inference import detect_images
 from sepc_tf.runs import Run
-from sepc_tf.zoo import DETECTORS, VARIANTS, build_backbone, build_detector
+from sepc_tf.zoo import DETECTORS, VARIANTS, build_backbone, build_detector, check_detector
 
 IMAGE = (64, 96)
 
@@ -122,3 +122,75 @@ def test_a_keras_cv_backbone_can_be_named():
 def test_an_unknown_backbone_is_a_clear_error(name):
     with pytest.raises(ConfigError, match="expected resnet or keras_cv>NAME"):
         build_backbone(BackboneConfig(type=name))
+
+
+def test_keras_cv_backbones_heed_frozen_stages_and_norm_or_say_why_not(tmp_path):
+    options = {"stackwise_channels": [8, 16, 32, 64], "stackwise_depth": [1, 1, 1, 1]}
+    config = BackboneConfig(
+        type="keras_cv>CSPDarkNetBackbone", options=options, frozen_stages=3, norm="frozen"
+    )
+    layer = build_backbone(config)
+    kernels = [n for n in named_variables(layer) if n.endswith("kernel")]
+    trained = {id(v) for v in layer.trainable_variables}
+    moving = [n for n in kernels if id(named_variables(layer)[n]) in trained]
+    assert 0 < len(moving) < len(kernels)
+    config.depth = 18
+    with pytest.raises(ConfigError, match=r"backbone.depth: 18 has no effect on a KerasCV backbon"):
+        build_backbone(config)
+    with pytest.raises(ConfigError, match=r"backbone.options: .* has no effect on a ResNet"):
+        build_backbone(BackboneConfig(options=options))
+    with pytest.raises(ConfigError, match=r"detector.backbone: .*no level P1.*frozen_stages=0"):
+        build_backbone(
+            BackboneConfig(
+                type="keras_cv>ResNetBackbone",
+                frozen_stages=0,
+                options={
+                    "stackwise_filters": [8, 8, 8, 8],
+                    "stackwise_blocks": [1, 1, 1, 1],
+                    "stackwise_strides": [1, 2, 2, 2],
+                    "block_type": "basic_block",
+                },
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"type": "yolo"}, "detector.type: 'yolo' is none of: retinanet, free_anchor, fsaf"),
+        ({"options": {"focal_alhpa": 1}}, "detector.options.focal_alhpa; did you mean"),
+        ({"options": {"anchors": {"ratios": [0]}}}, r"options.anchors.ratios: \[0.0\]: expected"),
+        ({"type": "fsaf", "options": {"bag_size": 9}}, "unknown key detector.options.bag_size"),
+        ({"options": {"box_loss": "l3"}}, "options.box_loss: 'l3' is none of: smooth_l1, iou"),
+        ({"necks": []}, "detector.necks: expected at least one"),
+        ({"necks": [{"type": "bifpn"}]}, r"necks\[0\].type: 'bifpn' is none of: fpn"),
+        ({"necks": [{"type": "fpn", "levels": 3}]}, r"unknown key detector.necks\[0\].levels"),
+        ({"necks": ["fpn"]}, r"necks\[0\]: expected a section with a type, got 'fpn'"),
+        ({"nms": "soft", "nms_iou": 0.3}, "detector.nms_iou: 0.3 has no effect on nms: soft"),
+        ({"soft_nms_sigma": 0.3}, "soft_nms_sigma: 0.3 has no effect on nms: hard"),
+        (
+            {"head": HeadConfig(variant="baseline", normalization="single")},
+            "head.normalization: 'single' has no effect on variant: baseline",
+        ),
+        ({"head": HeadConfig(variant="dcn", shared=False)}, "head.shared: False has no effect"),
+    ],
+)
+def test_a_setting_that_is_wrong_or_without_effect_is_named(settings, message):
+    with pytest.raises(ConfigError, match=f"my.yaml: .*{message}"):
+        check_detector(DetectorConfig(**settings), "my.yaml")
+
+
+def test_necks_and_anchors_of_a_config_are_built():
+    config = tiny("retinanet", "baseline")
+    config.necks = [{"type": "fpn", "num_levels": 3, "filters": 12, "min_level": 2}]
+    config.options = {"anchors": {"scales": [4.0], "ratios": [1.0, 2.0]}}
+    config.nms, config.max_detections = "class_agnostic", 7
+    detector = build_detector(config, num_classes=3)
+    assert detector.anchor_generator.strides == (4, 8, 16)
+    outputs = detector(tf.zeros([1, 64, 96, 3]))
+    assert [m.shape[1:] for m in outputs["box"]] == [(16, 24, 8), (8, 12, 8), (4, 6, 8)]
+    assert detector.predict_step(batch())["boxes"].shape == (2, 7, 4)
+    assert list(detector.parts) == ["backbone", "fpn", "towers", "head"]
+    config.options["anchors"]["strides"] = [4, 8]
+    with pytest.raises(ConfigError, match=r"one stride for each pyramid level; got 2 .* 3 levels"):
+        build_detector(config, num_classes=3)

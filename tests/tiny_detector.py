@@ -59,7 +59,7 @@ def tiny_detector(
         towers = ConvTowers(8, num_convs=1, name="towers")
     return cls.from_parts(
         backbone=TinyBackbone(batch_norm=batch_norm, name="backbone"),
-        fpn=FPN(8, name="fpn"),
+        necks=FPN(8, name="fpn"),
         towers=towers,
         num_classes=num_classes,
         convention=convention,

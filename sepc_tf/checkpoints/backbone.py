@@ -11,16 +11,17 @@ from sepc_tf.errors import CheckpointError
 
 
 def load_backbone_weights(backbone, path):
-    """Loads classification weights into a built `ResNet`.
+    """Loads classification weights into a built `ResNet` or `KerasCVFeatures`.
 
     Files: torchvision's ResNet and ResNeXt (`.pth`, `.npz`, `.safetensors`; the classifier `fc.*`
     is left out and reported), or a whole mmdetection detector (its `backbone.*` is taken). Of ours:
     a checkpoint of a run (`.npz`), a `.keras` file of a detector or of a model around a backbone,
     and `.weights.h5` of a model around the backbone alone. Offset convolutions of deformable stages
-    that the file does not have keep their zeros, so that they start as plain convolutions.
+    that the file does not have keep their zeros, so that they start as plain convolutions. For a
+    KerasCV backbone: what its own `save_weights` wrote (`.weights.h5`), and files of ours.
 
     Args:
-        backbone: a built `sepc_tf.backbones.ResNet`.
+        backbone: a built `sepc_tf.backbones.ResNet` or `KerasCVFeatures`.
         path: the file.
 
     Returns:
@@ -52,6 +53,11 @@ def load_backbone_weights(backbone, path):
         if own:
             _assign(backbone, own, path)
             return None
+    if hasattr(backbone, "load_backbone_weights"):
+        raise CheckpointError(
+            f"checkpoint {path}: holds no weights of a KerasCV backbone; expected a .weights.h5 "
+            "file that backbone.save_weights wrote, or a run's checkpoint"
+        )
     prefix = "backbone."
     if any(key.startswith(prefix) for key in state_dict):
         state_dict = {
@@ -68,7 +74,10 @@ def load_backbone_weights(backbone, path):
 def _load_keras_weights(backbone, path):
     images = keras.Input((None, None, 3))
     try:
-        keras.Model(images, backbone(images)).load_weights(path)
+        if hasattr(backbone, "load_backbone_weights"):
+            backbone.load_backbone_weights(path)
+        else:
+            keras.Model(images, backbone(images)).load_weights(path)
     except Exception as error:
         raise CheckpointError(f"checkpoint {path}: does not fit the backbone ({error})") from error
 

@@ -86,9 +86,9 @@ def mmdet_names(model):
     """Where each variable of a model is found in a state dict of mmdetection 1.x.
 
     Args:
-        model: a built detector (with attributes `backbone`, `fpn`, `towers`, `head`), or one of
-            its parts: `ResNet`, `FPN`, `SEPC`, `ConvTowers`, `PConv`, an integrated norm. The keys
-            of a part are those of the authors' module alone, without a prefix.
+        model: a built detector (with `parts`), or one of its parts: `ResNet`, `FPN`, `SEPC`,
+            `ConvTowers`, `PConv`, an integrated norm. The keys of a part are those of the authors'
+            module alone, without a prefix.
 
     Returns:
         dict of path (as in `named_variables`) -> (key, layout); layout "hwio" means that our
@@ -184,24 +184,28 @@ def export_state_dict(model):
 
 def _correspondence(model):
     """path -> (variable, key, layout) of a detector or of one of its parts."""
-    if not all(hasattr(model, part) for part in ("backbone", "fpn", "towers", "head")):
+    if not hasattr(model, "parts"):
         return {
             path: (variable, *_translate(path)) for path, variable in named_variables(model).items()
         }
-    # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
-    has_sepc = hasattr(model.towers, "pconvs")
-    prefixes = {
-        "backbone": "backbone.",
-        "fpn": "neck.0." if has_sepc else "neck.",
-        "towers": "neck.1." if has_sepc else "bbox_head.",
-        "head": "bbox_head.",
-    }
     names = {}
-    for part, prefix in prefixes.items():
-        for path, variable in named_variables(getattr(model, part)).items():
+    for part, prefix in _prefixes(model.parts).items():
+        for path, variable in named_variables(model.parts[part]).items():
             key, layout = _translate(path)
             names[f"{part}/{path}"] = (variable, prefix + key, layout)
     return names
+
+
+def _prefixes(parts):
+    """Where each part of a dense detector is in the authors' model."""
+    prefixes = {"backbone": "backbone.", "head": "bbox_head."}
+    # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
+    if not hasattr(parts["towers"], "pconvs"):
+        prefixes["towers"] = "bbox_head."
+    necks = [name for name in parts if name not in prefixes]
+    for index, name in enumerate(necks):
+        prefixes[name] = f"neck.{index}." if len(necks) > 1 else "neck."
+    return {name: prefixes[name] for name in parts}
 
 
 def _translate(path):

@@ -1,9 +1,19 @@
 """Detectors: what is learnt from a pyramid, and how its outputs become boxes."""
 
-from sepc_tf.detectors.base import Detector, KerasCVFeatures
+from sepc_tf.detectors.anchor_based import AnchorDetector
+from sepc_tf.detectors.base import Detector
+from sepc_tf.detectors.dense import DenseDetector
 from sepc_tf.detectors.free_anchor import FreeAnchor
 from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.detectors.retinanet import RetinaNet
 
-__all__ = ["FSAF", "Detector", "FreeAnchor", "KerasCVFeatures", "PredictionHead", "RetinaNet"]
+__all__ = [
+    "FSAF",
+    "AnchorDetector",
+    "DenseDetector",
+    "Detector",
+    "FreeAnchor",
+    "PredictionHead",
+    "RetinaNet",
+]

@@ -1,22 +1,44 @@
 """FreeAnchor: learning to match anchors."""
 
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
 import keras
 import tensorflow as tf
 
-from sepc_tf.detectors.base import Detector, all_reduce_sum
+from sepc_tf.detectors.anchor_based import AnchorDetector, AnchorOptions
+from sepc_tf.detectors.base import all_reduce_sum
+from sepc_tf.detectors.dense import as_list, pyramid_strides
 from sepc_tf.detectors.heads import PredictionHead
-from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.boxes import pairwise_iou
 from sepc_tf.ops.coders import BoxCoder
 from sepc_tf.ops.losses import smooth_l1_loss
+from sepc_tf.settings import setting
 
 SMALLEST = 1e-12
 LARGEST_LOG = 100.0
 SMALLEST_REST = 1e-37  # close to the smallest normal float32
 
 
+@dataclasses.dataclass
+class FreeAnchorOptions:
+    """`detector.options` of a FreeAnchor."""
+
+    anchors: AnchorOptions = setting(AnchorOptions())
+    box_stds: list[float] = setting([0.1, 0.1, 0.2, 0.2], above=0)  # of the box code
+    prior: float = setting(0.01, above=0, below=1)  # every score at the start
+    bag_size: int = setting(50, at_least=1)
+    box_iou: float = setting(0.6, at_least=0, below=1)
+    alpha: float = setting(0.5, at_least=0, at_most=1)
+    gamma: float = setting(2.0, at_least=0)
+    smooth_l1_beta: float = setting(0.11, above=0)
+    box_weight: float = setting(0.75, at_least=0)
+
+
 @keras.saving.register_keras_serializable(package="sepc_tf")
-class FreeAnchor(Detector):
+class FreeAnchor(AnchorDetector):
     """Every object has a bag of anchors, of which at least one should detect it.
 
     - The bag of object i holds the `bag_size` anchors of highest IoU. With s_ij the anchor's score
@@ -32,43 +54,43 @@ class FreeAnchor(Detector):
     the positive and at 85 in the negative part. No gradient flows through b.
 
     Args:
-        backbone, fpn, towers, head, anchor_generator, coder: see `Detector`.
+        backbone, necks, towers, head, anchor_generator, coder: see `AnchorDetector`.
         bag_size: anchors of a bag.
         box_iou: IoU below which a predicted box covers nothing.
         alpha: weight of the positive part.
         gamma: exponent of the negative part.
         smooth_l1_beta: where smooth L1 turns linear.
         box_weight: factor of smooth L1.
-        **kwargs: test settings and `name`, see `Detector`.
+        **settings: of `AnchorDetector` and `DenseDetector`.
 
     Example:
-        >>> detector = FreeAnchor.from_parts(ResNet(50), FPN(), SEPC.variant("sepc"), 80)
+        >>> detector = FreeAnchor.from_parts(
+        ...     ResNet(18, width=8), FPN(16), SEPC.variant("sepc_lite", filters=16), num_classes=3)
+        >>> detector.loss_names
+        ('positive_bag', 'negative_bag')
 
     Source: arXiv 1909.02466, equations 5 to 8.
     """
 
+    Options = FreeAnchorOptions
     loss_names = ("positive_bag", "negative_bag")
 
     def __init__(
         self,
-        backbone,
-        fpn,
-        towers,
-        head,
+        backbone: keras.layers.Layer,
+        necks: Any,
+        towers: keras.layers.Layer,
+        head: keras.layers.Layer,
         *,
-        anchor_generator,
-        coder,
-        bag_size=50,
-        box_iou=0.6,
-        alpha=0.5,
-        gamma=2.0,
-        smooth_l1_beta=0.11,
-        box_weight=0.75,
-        **kwargs,
-    ):
-        super().__init__(
-            backbone, fpn, towers, head, anchor_generator=anchor_generator, coder=coder, **kwargs
-        )
+        bag_size: int = 50,
+        box_iou: float = 0.6,
+        alpha: float = 0.5,
+        gamma: float = 2.0,
+        smooth_l1_beta: float = 0.11,
+        box_weight: float = 0.75,
+        **settings: Any,
+    ) -> None:
+        super().__init__(backbone, necks, towers, head, **settings)
         self.bag_size = bag_size
         self.box_iou = box_iou
         self.alpha = alpha
@@ -77,16 +99,28 @@ class FreeAnchor(Detector):
         self.box_weight = box_weight
 
     @classmethod
-    def from_parts(cls, backbone, fpn, towers, num_classes, convention="modern", **options):
-        anchor_generator = AnchorGenerator(convention=convention)
+    def from_parts(
+        cls, backbone, necks, towers, num_classes, convention="modern", options=None, **settings
+    ):
+        options = options or cls.Options()
+        anchors = options.anchors.generator(pyramid_strides(as_list(necks)), convention)
+        head = PredictionHead(
+            num_classes, anchors.anchors_per_cell, prior=options.prior, name="head"
+        )
         return cls(
             backbone,
-            fpn,
+            necks,
             towers,
-            PredictionHead(num_classes, anchor_generator.anchors_per_cell, name="head"),
-            anchor_generator=anchor_generator,
-            coder=BoxCoder(stds=(0.1, 0.1, 0.2, 0.2), convention=convention),
-            **options,
+            head,
+            anchor_generator=anchors,
+            coder=BoxCoder(stds=options.box_stds, convention=convention),
+            bag_size=options.bag_size,
+            box_iou=options.box_iou,
+            alpha=options.alpha,
+            gamma=options.gamma,
+            smooth_l1_beta=options.smooth_l1_beta,
+            box_weight=options.box_weight,
+            **settings,
         )
 
     def compute_losses(self, outputs, batch):

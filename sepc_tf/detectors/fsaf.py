@@ -1,91 +1,139 @@
 """FSAF: feature selective anchor-free detection."""
 
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
 import keras
 import tensorflow as tf
 
-from sepc_tf.detectors.base import Detector, all_reduce_sum, check_same_convention, level_sizes
+from sepc_tf.detectors.anchor_based import AnchorDetector
+from sepc_tf.detectors.base import all_reduce_sum
+from sepc_tf.detectors.dense import as_list, level_sizes, pyramid_strides
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.coders import TBLRCoder
 from sepc_tf.ops.losses import sigmoid_focal_loss, tblr_iou_loss
 from sepc_tf.ops.matching import IGNORED, EffectiveAreaMatcher, gather_matched
+from sepc_tf.settings import setting
 
 # The loss of an object on a level where it has no cell.
 NO_CELLS = 1e6
 
 
+@dataclasses.dataclass
+class FSAFOptions:
+    """`detector.options` of an FSAF."""
+
+    strides: list[int] | None = setting(None, at_least=1)  # null: those of the pyramid
+    area_scale: float = setting(0.2, above=0, at_most=1)  # side of the effective area of a box
+    min_coverage: float = setting(0.01, at_least=0, below=1)  # of a cell by the effective area
+    prior: float = setting(0.01, above=0, below=1)  # every score at the start
+    box_bias: float = setting(1.0)  # every distance at the start, in strides
+    focal_alpha: float = setting(0.25, at_least=0, at_most=1)
+    focal_gamma: float = setting(2.0, at_least=0)
+    classification_weight: float = setting(1.0, at_least=0)
+    box_weight: float = setting(1.0, at_least=0)
+
+
 @keras.saving.register_keras_serializable(package="sepc_tf")
-class FSAF(Detector):
+class FSAF(AnchorDetector):
     """One cell, one prediction; every object is learnt on the level that predicts it best.
 
     Objects want cells on all levels (`EffectiveAreaMatcher`). Per object and level the mean loss
     of its cells (focal loss of all classes + IoU loss) is taken; the object keeps the level of the
     smallest mean (the first of equals). On its other levels its cells have no box loss and no
-    focal loss for its own class. `classification = sum of focal losses / P`,
-    `box = sum of -ln IoU / P`, P = number of kept cells in the whole batch over all replicas, at
-    least 1. IoUs are computed in units of the stride.
+    focal loss for its own class. `classification = w_c * sum of focal losses / P`,
+    `box = w_b * sum of -ln IoU / P`, P = number of kept cells in the whole batch over all replicas,
+    at least 1. IoUs are computed in units of the stride.
 
     Args:
-        backbone, fpn, towers, head, anchor_generator: see `Detector`; one square anchor of the
-            size of the stride in each cell, and a head with `box_activation="relu"`.
+        backbone, necks, towers, head, anchor_generator: see `AnchorDetector`; one square anchor
+            of the size of the stride in each cell, and a head with `box_activation="relu"`.
         coder: `TBLRCoder`.
         matcher: `EffectiveAreaMatcher`.
         focal_alpha: weight of positives in the focal loss.
         focal_gamma: its exponent.
-        **kwargs: test settings and `name`, see `Detector`.
+        classification_weight: w_c.
+        box_weight: w_b.
+        **settings: of `AnchorDetector` and `DenseDetector`.
 
     Example:
-        >>> detector = FSAF.from_parts(ResNet(50), FPN(), SEPC.variant("sepc"), 80)
+        >>> detector = FSAF.from_parts(
+        ...     ResNet(18, width=8), FPN(16), SEPC.variant("sepc_lite", filters=16), num_classes=3)
+        >>> detector.head.num_anchors
+        1
 
     Source: arXiv 1903.00621 (anchor-free branch alone); the authors' settings.
     """
 
+    Options = FSAFOptions
+
     def __init__(
         self,
-        backbone,
-        fpn,
-        towers,
-        head,
+        backbone: keras.layers.Layer,
+        necks: Any,
+        towers: keras.layers.Layer,
+        head: keras.layers.Layer,
         *,
-        anchor_generator,
-        coder,
-        matcher,
-        focal_alpha=0.25,
-        focal_gamma=2.0,
-        **kwargs,
-    ):
-        check_same_convention(coder=coder, matcher=matcher)
+        matcher: EffectiveAreaMatcher,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        classification_weight: float = 1.0,
+        box_weight: float = 1.0,
+        **settings: Any,
+    ) -> None:
         if head.box_activation != "relu":
             raise ValueError(
                 'head.box_activation must be "relu": the box code is made of distances; '
                 f"got {head.box_activation!r}"
             )
-        super().__init__(
-            backbone, fpn, towers, head, anchor_generator=anchor_generator, coder=coder, **kwargs
-        )
-        self.matcher = matcher
+        super().__init__(backbone, necks, towers, head, matcher=matcher, **settings)
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.classification_weight = classification_weight
+        self.box_weight = box_weight
 
     @classmethod
-    def from_parts(cls, backbone, fpn, towers, num_classes, convention="modern", **options):
+    def from_parts(
+        cls, backbone, necks, towers, num_classes, convention="modern", options=None, **settings
+    ):
+        options = options or cls.Options()
+        head = PredictionHead(
+            num_classes,
+            num_anchors=1,
+            box_activation="relu",
+            box_bias=options.box_bias,
+            prior=options.prior,
+            name="head",
+        )
         return cls(
             backbone,
-            fpn,
+            necks,
             towers,
-            PredictionHead(num_classes, 1, box_activation="relu", box_bias=1.0, name="head"),
+            head,
             anchor_generator=AnchorGenerator(
-                octave_base=1.0, scales_per_octave=1, ratios=(1.0,), convention=convention
+                strides=options.strides or pyramid_strides(as_list(necks)),
+                octave_base=1.0,
+                scales_per_octave=1,
+                ratios=(1.0,),
+                convention=convention,
             ),
             coder=TBLRCoder(convention=convention),
-            matcher=EffectiveAreaMatcher(convention=convention),
-            **options,
+            matcher=EffectiveAreaMatcher(options.area_scale, options.min_coverage, convention),
+            focal_alpha=options.focal_alpha,
+            focal_gamma=options.focal_gamma,
+            classification_weight=options.classification_weight,
+            box_weight=options.box_weight,
+            **settings,
         )
 
     def compute_losses(self, outputs, batch):
         targets = self.label_anchors(outputs, batch)
         focal, iou_loss = self.cell_losses(outputs, targets)
-        kept = self.select_levels(outputs, targets, focal, iou_loss)["kept"]
+        num_boxes = tf.shape(batch["boxes"])[1]
+        kept = self.select_levels(outputs, targets, focal, iou_loss, num_boxes)["kept"]
         matched = targets["matches"] >= 0
         given_up = tf.one_hot(
             tf.where(matched & ~kept, targets["classes"], -1), self.num_classes, True, False, axis=2
@@ -94,33 +142,10 @@ class FSAF(Detector):
         normaliser = all_reduce_sum([tf.reduce_sum(tf.cast(kept, tf.float32))])[0]
         normaliser = tf.maximum(normaliser, 1.0)
         return {
-            "classification": tf.reduce_sum(tf.where(counted, focal, 0.0)) / normaliser,
-            "box": tf.reduce_sum(tf.where(kept, iou_loss, 0.0)) / normaliser,
-        }
-
-    def label_anchors(self, outputs, batch):
-        """What each cell should predict, before levels are selected.
-
-        Args:
-            outputs, batch: as in `compute_losses`.
-
-        Returns:
-            dict, levels concatenated, N cells: `matches` `[B, N]` int32 (index of a box, BACKGROUND
-            or IGNORED of `sepc_tf.ops.matching`), `classes` `[B, N]` int32 (-1 where nothing is
-            matched), `codes` `[B, N, 4]` float32, and `num_boxes`, M.
-        """
-        anchors = tf.concat(self.anchors(outputs), axis=0)
-        boxes = tf.cast(batch["boxes"], tf.float32)
-        labels = tf.cast(batch["labels"], tf.int32)
-        valid = self.anchor_generator.valid(level_sizes(outputs), batch["image_sizes"])
-        matches = self.matcher(anchors, boxes, labels >= 0, valid)
-        matched = matches >= 0
-        targets = tf.where(matched[..., None], gather_matched(boxes, matches), anchors)
-        return {
-            "matches": matches,
-            "classes": tf.where(matched, gather_matched(labels, matches), -1),
-            "codes": self.coder.encode(anchors, targets),
-            "num_boxes": tf.shape(boxes)[1],
+            "classification": self.classification_weight
+            * tf.reduce_sum(tf.where(counted, focal, 0.0))
+            / normaliser,
+            "box": self.box_weight * tf.reduce_sum(tf.where(kept, iou_loss, 0.0)) / normaliser,
         }
 
     def cell_losses(self, outputs, targets):
@@ -134,19 +159,20 @@ class FSAF(Detector):
         )
         return focal, tblr_iou_loss(targets["codes"], codes)
 
-    def select_levels(self, outputs, targets, focal, iou_loss):
+    def select_levels(self, outputs, targets, focal, iou_loss, num_boxes):
         """Chooses the level of each object.
 
         Args:
             outputs, targets: as in `cell_losses`.
             focal, iou_loss: what `cell_losses` returned.
+            num_boxes: M, the number of (padded) objects of an image.
 
         Returns:
             dict of `mean_losses` `[B, M, L]` float32 (`NO_CELLS` where an object has no cell on
             the level), `levels` `[B, M]` int32 and `kept` `[B, N]` bool: the cell is matched and on
             its object's level.
         """
-        matches, num_boxes = targets["matches"], targets["num_boxes"]
+        matches = targets["matches"]
         matched = matches >= 0
         batch, num_levels = tf.shape(matches)[0], len(self.anchor_generator.strides)
         level = tf.concat(
@@ -177,7 +203,8 @@ class FSAF(Detector):
     def get_config(self):
         return {
             **super().get_config(),
-            "matcher": keras.saving.serialize_keras_object(self.matcher),
             "focal_alpha": self.focal_alpha,
             "focal_gamma": self.focal_gamma,
+            "classification_weight": self.classification_weight,
+            "box_weight": self.box_weight,
         }

@@ -1,76 +1,127 @@
 """RetinaNet."""
 
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
 import keras
 import tensorflow as tf
 
-from sepc_tf.detectors.base import Detector, all_reduce_sum, check_same_convention, level_sizes
+from sepc_tf.detectors.anchor_based import AnchorDetector, AnchorOptions
+from sepc_tf.detectors.base import all_reduce_sum
+from sepc_tf.detectors.dense import as_list, pyramid_strides
 from sepc_tf.detectors.heads import PredictionHead
-from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.coders import BoxCoder
-from sepc_tf.ops.losses import sigmoid_focal_loss, smooth_l1_loss
-from sepc_tf.ops.matching import IGNORED, MaxIoUMatcher, gather_matched
+from sepc_tf.ops.losses import iou_loss, sigmoid_focal_loss, smooth_l1_loss
+from sepc_tf.ops.matching import IGNORED, MaxIoUMatcher
+from sepc_tf.settings import check_unused, setting
+
+BOX_LOSSES = ("smooth_l1", "iou", "giou")
+
+
+@dataclasses.dataclass
+class RetinaNetOptions:
+    """`detector.options` of a RetinaNet."""
+
+    anchors: AnchorOptions = setting(AnchorOptions())
+    box_stds: list[float] = setting([1.0, 1.0, 1.0, 1.0], above=0)  # of the box code
+    positive_iou: float = setting(0.5, at_least=0, at_most=1)
+    negative_iou: float = setting(0.4, at_least=0, at_most=1)
+    prior: float = setting(0.01, above=0, below=1)  # every score at the start
+    focal_alpha: float = setting(0.25, at_least=0, at_most=1)
+    focal_gamma: float = setting(2.0, at_least=0)
+    classification_weight: float = setting(1.0, at_least=0)
+    box_loss: str = setting("smooth_l1", choices=BOX_LOSSES)
+    smooth_l1_beta: float = setting(0.11, above=0)
+    box_weight: float = setting(1.0, at_least=0)
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
-class RetinaNet(Detector):
-    """Focal loss over all anchors, smooth L1 on the matched ones.
+class RetinaNet(AnchorDetector):
+    """Focal loss over all anchors, a box loss on the matched ones.
 
-    `classification = sum of focal losses / P`, `box = sum of smooth L1 over 4 coordinates / P`,
-    P = number of matched anchors in the whole batch over all replicas, each image counting at
-    least 1.
+    `classification = w_c * sum of focal losses / P`, `box = w_b * sum of box losses / P`, P =
+    number of matched anchors in the whole batch over all replicas, each image counting at least 1.
+    The box loss of an anchor is smooth L1 of its code, summed over the 4 coordinates, or `-ln IoU`
+    or `1 - GIoU` of its box.
 
     Args:
-        backbone, fpn, towers, head, anchor_generator, coder: see `Detector`.
+        backbone, necks, towers, head, anchor_generator, coder: see `AnchorDetector`.
         matcher: `MaxIoUMatcher`.
         focal_alpha: weight of positives in the focal loss.
         focal_gamma: its exponent.
+        classification_weight: w_c.
+        box_loss: "smooth_l1", "iou" or "giou".
         smooth_l1_beta: where smooth L1 turns linear.
-        **kwargs: test settings and `name`, see `Detector`.
+        box_weight: w_b.
+        **settings: of `AnchorDetector` and `DenseDetector`.
 
     Example:
-        >>> detector = RetinaNet.from_parts(ResNet(50), FPN(), SEPC.variant("sepc_lite"), 80)
+        >>> detector = RetinaNet.from_parts(
+        ...     ResNet(18, width=8), FPN(16), SEPC.variant("sepc_lite", filters=16), num_classes=3)
         >>> detector.compile(keras.optimizers.SGD(0.01, momentum=0.9), clip_norm=35.0)
-        >>> detector.fit(dataset)
+        >>> detector(tf.zeros([1, 64, 96, 3]))["box"][0].shape
+        TensorShape([1, 8, 12, 36])
 
     Source: arXiv 1708.02002.
     """
 
+    Options = RetinaNetOptions
+
     def __init__(
         self,
-        backbone,
-        fpn,
-        towers,
-        head,
+        backbone: keras.layers.Layer,
+        necks: Any,
+        towers: keras.layers.Layer,
+        head: keras.layers.Layer,
         *,
-        anchor_generator,
-        coder,
-        matcher,
-        focal_alpha=0.25,
-        focal_gamma=2.0,
-        smooth_l1_beta=0.11,
-        **kwargs,
-    ):
-        check_same_convention(coder=coder, matcher=matcher)
-        super().__init__(
-            backbone, fpn, towers, head, anchor_generator=anchor_generator, coder=coder, **kwargs
-        )
-        self.matcher = matcher
+        matcher: MaxIoUMatcher,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        classification_weight: float = 1.0,
+        box_loss: str = "smooth_l1",
+        smooth_l1_beta: float = 0.11,
+        box_weight: float = 1.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(backbone, necks, towers, head, matcher=matcher, **settings)
+        if box_loss not in BOX_LOSSES:
+            raise ValueError(f"box_loss must be one of {BOX_LOSSES}, got {box_loss!r}")
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.classification_weight = classification_weight
+        self.box_loss = box_loss
         self.smooth_l1_beta = smooth_l1_beta
+        self.box_weight = box_weight
 
     @classmethod
-    def from_parts(cls, backbone, fpn, towers, num_classes, convention="modern", **options):
-        anchor_generator = AnchorGenerator(convention=convention)
+    def from_parts(
+        cls, backbone, necks, towers, num_classes, convention="modern", options=None, **settings
+    ):
+        options = options or cls.Options()
+        if options.box_loss != "smooth_l1":
+            reason = f"box_loss: {options.box_loss}"
+            check_unused(options, ("smooth_l1_beta",), "detector.options.", reason)
+        anchors = options.anchors.generator(pyramid_strides(as_list(necks)), convention)
+        head = PredictionHead(
+            num_classes, anchors.anchors_per_cell, prior=options.prior, name="head"
+        )
         return cls(
             backbone,
-            fpn,
+            necks,
             towers,
-            PredictionHead(num_classes, anchor_generator.anchors_per_cell, name="head"),
-            anchor_generator=anchor_generator,
-            coder=BoxCoder(convention=convention),
-            matcher=MaxIoUMatcher(convention=convention),
-            **options,
+            head,
+            anchor_generator=anchors,
+            coder=BoxCoder(stds=options.box_stds, convention=convention),
+            matcher=MaxIoUMatcher(options.positive_iou, options.negative_iou, convention),
+            focal_alpha=options.focal_alpha,
+            focal_gamma=options.focal_gamma,
+            classification_weight=options.classification_weight,
+            box_loss=options.box_loss,
+            smooth_l1_beta=options.smooth_l1_beta,
+            box_weight=options.box_weight,
+            **settings,
         )
 
     def compute_losses(self, outputs, batch):
@@ -84,49 +135,32 @@ class RetinaNet(Detector):
             self.focal_gamma,
         )
         counted = targets["matches"] != IGNORED
-        smooth_l1 = smooth_l1_loss(targets["codes"], codes, self.smooth_l1_beta)
         positives = tf.reduce_sum(tf.cast(matched, tf.float32), axis=1)
         normaliser = all_reduce_sum([tf.reduce_sum(tf.maximum(positives, 1.0))])[0]
+        box = self._box_losses(outputs, codes, targets)
         return {
-            "classification": _masked_sum(focal, counted) / normaliser,
-            "box": _masked_sum(smooth_l1, matched) / normaliser,
+            "classification": self.classification_weight
+            * tf.reduce_sum(tf.where(counted[..., None], focal, 0.0))
+            / normaliser,
+            "box": self.box_weight * tf.reduce_sum(tf.where(matched, box, 0.0)) / normaliser,
         }
 
-    def label_anchors(self, outputs, batch):
-        """What each anchor should predict.
-
-        Args:
-            outputs, batch: as in `compute_losses`.
-
-        Returns:
-            dict, levels concatenated, N anchors: `matches` `[B, N]` int32 (index of a box,
-            BACKGROUND or IGNORED of `sepc_tf.ops.matching`), `classes` `[B, N]` int32 (-1 where
-            nothing is matched), `codes` `[B, N, 4]` float32 (0 where nothing is matched).
-        """
-        anchors = tf.concat(self.anchors(outputs), axis=0)
-        boxes = tf.cast(batch["boxes"], tf.float32)
-        labels = tf.cast(batch["labels"], tf.int32)
-        valid = self.anchor_generator.valid(level_sizes(outputs), batch["image_sizes"])
-        matches = self.matcher(anchors, boxes, labels >= 0, valid)
-        matched = matches >= 0
-        # Encoding an anchor as itself keeps the logarithm finite where nothing is matched.
-        targets = tf.where(matched[..., None], gather_matched(boxes, matches), anchors)
-        return {
-            "matches": matches,
-            "classes": tf.where(matched, gather_matched(labels, matches), -1),
-            "codes": self.coder.encode(anchors, targets),
-        }
+    def _box_losses(self, outputs, codes, targets):
+        """The box loss of each anchor, `[B, N]`; meaningless where nothing is matched."""
+        if self.box_loss == "smooth_l1":
+            return tf.reduce_sum(
+                smooth_l1_loss(targets["codes"], codes, self.smooth_l1_beta), axis=2
+            )
+        boxes = self.coder.decode(tf.concat(self.anchors(outputs), axis=0), codes)
+        return iou_loss(targets["boxes"], boxes, self.box_loss, self.convention)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "matcher": keras.saving.serialize_keras_object(self.matcher),
             "focal_alpha": self.focal_alpha,
             "focal_gamma": self.focal_gamma,
+            "classification_weight": self.classification_weight,
+            "box_loss": self.box_loss,
             "smooth_l1_beta": self.smooth_l1_beta,
+            "box_weight": self.box_weight,
         }
-
-
-def _masked_sum(values, mask):
-    """Sum of the rows `values[b, n]` where `mask[b, n]`."""
-    return tf.reduce_sum(tf.where(mask[..., None], values, 0.0))

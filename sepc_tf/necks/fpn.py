@@ -1,15 +1,27 @@
 """Feature pyramid network."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
 from sepc_tf.layers.symmetric_conv2d import SymmetricConv2D
 from sepc_tf.ops.resize import resize_nearest
+from sepc_tf.settings import setting
+
+
+@dataclasses.dataclass
+class FPNOptions:
+    """Settings of `{type: fpn}` in `detector.necks`."""
+
+    filters: int | None = setting(None, at_least=1)  # null: those of the head
+    num_levels: int = setting(5, at_least=1)
+    min_level: int = setting(3, at_least=2, at_most=5)  # 2: from C2 and P2 on
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 class FPN(keras.layers.Layer):
-    """Feature pyramid P3, P4, ... from the backbone maps C3, C4, C5.
+    """Feature pyramid P3, P4, ... from the backbone maps C3, C4, C5 (or P2, ... from C2, ...).
 
     Top-down: `M5 = lateral(C5)`, `M_l = lateral(C_l) + nearest(M_(l+1))`; `P_l = output(M_l)` with
     3x3 convolutions. Coarser levels are stride-2 convolutions: P6 of C5, P7 of P6, without an
@@ -20,6 +32,7 @@ class FPN(keras.layers.Layer):
     Args:
         filters: channels of every output level.
         num_levels: number of output levels, at least the number of input maps.
+        min_level: number of the finest level, which names the sublayers.
 
     Call arguments:
         features: list of `[N, H_l, W_l, C_l]` maps [C3, C4, C5]. Sizes need not be exact halves.
@@ -37,10 +50,13 @@ class FPN(keras.layers.Layer):
     Source: Lin et al. 2017 (arXiv 1612.03144); extra levels as in RetinaNet.
     """
 
-    def __init__(self, filters=256, num_levels=5, **kwargs):
+    Options = FPNOptions
+
+    def __init__(self, filters=256, num_levels=5, min_level=3, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.num_levels = num_levels
+        self.min_level = min_level
 
     def build(self, features_shape):
         count = len(features_shape)
@@ -49,7 +65,7 @@ class FPN(keras.layers.Layer):
                 f"num_levels must be at least the number of input maps, {count}; "
                 f"got {self.num_levels}"
             )
-        levels = range(3, 3 + self.num_levels)
+        levels = range(self.min_level, self.min_level + self.num_levels)
         self.laterals = [self._conv(f"lateral_c{level}", 1) for level in levels[:count]]
         self.outputs = [self._conv(f"output_p{level}", 3) for level in levels[:count]]
         self.extras = [self._conv(f"output_p{level}", 3, strides=2) for level in levels[count:]]
@@ -99,4 +115,5 @@ class FPN(keras.layers.Layer):
             **super().get_config(),
             "filters": self.filters,
             "num_levels": self.num_levels,
+            "min_level": self.min_level,
         }

@@ -14,8 +14,8 @@ class AnchorGenerator:
 
     The anchor of scale s and ratio r (height / width) on a level of stride t has sides
     `width = t s / sqrt(r)`, `height = t s sqrt(r)`, with
-    `s = octave_base 2^(i / scales_per_octave)`. Within a cell, anchors are ordered ratio first:
-    index = ratio * scales_per_octave + scale.
+    `s = octave_base 2^(i / scales_per_octave)`, or one of `scales`. Within a cell, anchors are
+    ordered ratio first: index = ratio * number of scales + scale.
 
     - "modern": centred at `((x + 0.5) t, (y + 0.5) t)`, exact corners.
     - "mmdet1": centred at `(x t + (t - 1) / 2, ...)`, widths count the last pixel, corners of the
@@ -25,6 +25,8 @@ class AnchorGenerator:
         strides: stride of each level, finest first.
         octave_base: size of the smallest square anchor in strides.
         scales_per_octave: number of scales, spread evenly over a factor of two.
+        scales: sizes of the square anchors in strides, in place of `octave_base` and
+            `scales_per_octave`.
         ratios: heights / widths.
         convention: "modern" or "mmdet1".
 
@@ -42,20 +44,24 @@ class AnchorGenerator:
     strides: tuple = (8, 16, 32, 64, 128)
     octave_base: float = 4.0
     scales_per_octave: int = 3
+    scales: tuple | None = None
     ratios: tuple = (0.5, 1.0, 2.0)
     convention: str = "modern"
 
     def __post_init__(self):
         check_convention(self.convention)
-        for name in ("strides", "ratios"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if not getattr(self, name):
+        for name in ("strides", "ratios", "scales"):
+            values = getattr(self, name)
+            if name == "scales" and values is None:
+                continue
+            object.__setattr__(self, name, tuple(values))
+            if not values:
                 raise ValueError(f"{name} must not be empty")
 
     @property
     def anchors_per_cell(self):
         """Number of anchors of one cell."""
-        return len(self.ratios) * self.scales_per_octave
+        return len(self.ratios) * (len(self.scales) if self.scales else self.scales_per_octave)
 
     def __call__(self, level_sizes):
         """Anchors of every level.
@@ -78,8 +84,11 @@ class AnchorGenerator:
 
     def cell_anchors(self, stride):
         """The anchors of cell (0, 0): `[A, 4]` float32 numpy array, xyxy."""
-        octave = np.arange(self.scales_per_octave) / self.scales_per_octave
-        scales = np.float32(self.octave_base) * np.float32(2.0) ** octave.astype(np.float32)
+        if self.scales:
+            scales = np.asarray(self.scales, np.float32)
+        else:
+            octave = np.arange(self.scales_per_octave) / self.scales_per_octave
+            scales = np.float32(self.octave_base) * np.float32(2.0) ** octave.astype(np.float32)
         root = np.sqrt(np.asarray(self.ratios, np.float32))
         widths = (np.float32(stride) / root[:, None] * scales).ravel()
         heights = (np.float32(stride) * root[:, None] * scales).ravel()

@@ -109,3 +109,64 @@ def clip_boxes(boxes, image_sizes, convention="modern"):
     height, width = tf.unstack(tf.cast(image_sizes, boxes.dtype), axis=-1)
     limits = tf.stack([width, height, width, height], axis=-1) - LAST_PIXEL[convention]
     return tf.minimum(tf.maximum(boxes, 0.0), limits[:, None])
+
+
+def rescale_boxes(boxes, image_sizes, original_sizes, convention="modern"):
+    """Boxes of resized images in pixels of the original ones.
+
+    Each coordinate is multiplied by original size / resized size, and clipped to the original
+    image ("modern" only: the authors do not clip again).
+
+    Args:
+        boxes: `[B, N, 4]` xyxy, in pixels of the resized images.
+        image_sizes: `[B, 2]` height, width of the resized images, without padding.
+        original_sizes: `[B, 2]` height, width.
+        convention: "modern" or "mmdet1".
+
+    Returns:
+        `[B, N, 4]` xyxy.
+
+    Example:
+        >>> boxes = tf.constant([[[0.0, 10.0, 50.0, 100.0]]])
+        >>> rescale_boxes(boxes, [[100, 50]], [[200, 100]]).numpy()
+        array([[[  0.,  20., 100., 200.]]], dtype=float32)
+    """
+    scale = tf.cast(original_sizes, boxes.dtype) / tf.cast(image_sizes, boxes.dtype)
+    boxes = boxes * tf.gather(scale, [1, 0, 1, 0], axis=1)[:, None]
+    return clip_boxes(boxes, original_sizes) if convention == "modern" else boxes
+
+
+def aligned_iou(boxes_a, boxes_b, convention="modern", generalized=False):
+    """Intersection over union of each box of one set with its partner in another.
+
+    `IoU = I / U`; generalised: `IoU - (C - U) / C`, C the area of the smallest box around both.
+
+    Args:
+        boxes_a, boxes_b: `[..., 4]` xyxy.
+        convention: "modern" or "mmdet1" (widths count the last pixel).
+        generalized: whether the generalised form is wanted, in [-1, 1].
+
+    Returns:
+        `[...]`; IoU is 0 where the union is empty.
+
+    Example:
+        >>> aligned_iou(tf.constant([[0.0, 0, 2, 2]]), tf.constant([[0.0, 0, 2, 1]])).numpy()
+        array([0.5], dtype=float32)
+
+    Source: GIoU: arXiv 1902.09630, section 3.
+    """
+    last = LAST_PIXEL[convention]
+
+    def area(top_left, bottom_right):
+        sides = tf.maximum(bottom_right - top_left + last, 0.0)
+        return sides[..., 0] * sides[..., 1]
+
+    a1, a2 = boxes_a[..., :2], boxes_a[..., 2:]
+    b1, b2 = boxes_b[..., :2], boxes_b[..., 2:]
+    intersection = area(tf.maximum(a1, b1), tf.minimum(a2, b2))
+    union = area(a1, a2) + area(b1, b2) - intersection
+    iou = tf.math.divide_no_nan(intersection, union)
+    if not generalized:
+        return iou
+    enclosing = area(tf.minimum(a1, b1), tf.maximum(a2, b2))
+    return iou - tf.math.divide_no_nan(enclosing - union, enclosing)

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from sepc_tf.ops.boxes import aligned_iou
+
 
 def sigmoid_focal_loss(labels, logits, alpha=0.25, gamma=2.0):
     """Focal loss of independent binary decisions.
@@ -81,3 +83,28 @@ def tblr_iou_loss(targets, predictions, epsilon=1e-6, min_union=1.0):
     )
     union = tf.maximum(area + other - intersection, min_union)
     return -tf.math.log(tf.maximum(intersection / union, epsilon))
+
+
+def iou_loss(targets, predictions, kind="iou", convention="modern", epsilon=1e-6):
+    """`-ln IoU` or `1 - GIoU` of boxes.
+
+    Args:
+        targets: `[..., 4]` xyxy.
+        predictions: `[..., 4]` xyxy.
+        kind: "iou" (the IoU is at least `epsilon` in the logarithm) or "giou".
+        convention: "modern" or "mmdet1".
+        epsilon: see above.
+
+    Returns:
+        `[...]`.
+
+    Example:
+        >>> a, b = tf.constant([[0.0, 0, 2, 2]]), tf.constant([[0.0, 0, 2, 1]])
+        >>> iou_loss(a, b, "giou").numpy()
+        array([0.5], dtype=float32)
+
+    Source: UnitBox (arXiv 1608.01471), equation 2; GIoU (arXiv 1902.09630), algorithm 2.
+    """
+    if kind == "giou":
+        return 1.0 - aligned_iou(targets, predictions, convention, generalized=True)
+    return -tf.math.log(tf.maximum(aligned_iou(targets, predictions, convention), epsilon))

@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from sepc_tf.ops.boxes import LAST_PIXEL
 
+NMS_KINDS = ("hard", "soft", "class_agnostic")
+
 
 def top_candidates(scores, count):
     """The `count` best rows of each image by their highest score.
@@ -21,21 +23,34 @@ def top_candidates(scores, count):
 
 
 def multiclass_nms(
-    boxes, scores, score_threshold=0.05, iou_threshold=0.5, max_detections=100, convention="modern"
+    boxes,
+    scores,
+    score_threshold=0.05,
+    iou_threshold=0.5,
+    max_detections=100,
+    convention="modern",
+    kind="hard",
+    soft_sigma=0.5,
 ):
-    """Greedy non-maximum suppression of each class by itself, then the best over all classes.
+    """Greedy non-maximum suppression, then the best over all classes.
 
-    In each class, in order of falling score, a box with a score > `score_threshold` is kept unless
-    its IoU with a kept one is > `iou_threshold`. Boxes without area are never kept in "modern"
-    (the authors keep them).
+    - "hard": in each class, in order of falling score, a box with a score > `score_threshold` is
+      kept unless its IoU with a kept one is > `iou_threshold`.
+    - "soft": in each class the best box is kept, the scores of the others are multiplied by
+      `exp(-IoU^2 / soft_sigma)`, and so on with the best of these. Scores are as multiplied.
+    - "class_agnostic": as "hard", but a box has only its best class, and suppresses boxes of all.
+
+    Boxes without area are never kept in "modern" (the authors keep them).
 
     Args:
         boxes: `[B, N, 4]` float32 xyxy, shared by all classes.
         scores: `[B, N, K]` float32.
         score_threshold: see above.
-        iou_threshold: see above.
+        iou_threshold: see above; not used by "soft".
         max_detections: length D of the result.
         convention: "modern" or "mmdet1" (widths count the last pixel).
+        kind: "hard", "soft" or "class_agnostic".
+        soft_sigma: of "soft".
 
     Returns:
         dict of `boxes` `[B, D, 4]` float32 xyxy, `scores` `[B, D]` float32, `classes` `[B, D]`
@@ -46,6 +61,8 @@ def multiclass_nms(
         >>> boxes = tf.constant([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0]]])
         >>> multiclass_nms(boxes, tf.constant([[[0.5], [0.9]]]))["num_detections"].numpy()
         array([1], dtype=int32)
+
+    Source: Soft-NMS: arXiv 1704.04503, section 3.
     """
     # With the last pixel put into the corner the operation's own areas are the convention's.
     last_pixel = tf.constant([0.0, 0.0, 1.0, 1.0]) * LAST_PIXEL[convention]
@@ -53,19 +70,67 @@ def multiclass_nms(
     if convention == "modern":
         has_area = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1, keepdims=True)
         scores = tf.where(has_area, scores, 0.0)
-    kept = tf.image.combined_non_max_suppression(
-        corners[:, :, None],
-        scores,
-        max_output_size_per_class=max_detections,
-        max_total_size=max_detections,
-        iou_threshold=iou_threshold,
-        score_threshold=score_threshold,
-        clip_boxes=False,
-    )
-    present = tf.range(max_detections)[None] < kept.valid_detections[:, None]
+    if kind == "hard":
+        found, found_scores, classes, counts = tf.image.combined_non_max_suppression(
+            corners[:, :, None],
+            scores,
+            max_output_size_per_class=max_detections,
+            max_total_size=max_detections,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
+            clip_boxes=False,
+        )
+    else:
+        of_image = _soft_nms if kind == "soft" else _class_agnostic_nms
+        parameter = soft_sigma if kind == "soft" else iou_threshold
+        found, found_scores, classes, counts = tf.map_fn(
+            lambda image: of_image(*image, score_threshold, parameter, max_detections),
+            (corners, scores),
+            fn_output_signature=(
+                tf.TensorSpec([max_detections, 4], tf.float32),
+                tf.TensorSpec([max_detections], tf.float32),
+                tf.TensorSpec([max_detections], tf.int32),
+                tf.TensorSpec([], tf.int32),
+            ),
+        )
+    present = tf.range(max_detections)[None] < counts[:, None]
     return {
-        "boxes": tf.where(present[..., None], kept.nmsed_boxes - last_pixel, 0.0),
-        "scores": tf.where(present, kept.nmsed_scores, 0.0),
-        "classes": tf.where(present, tf.cast(kept.nmsed_classes, tf.int32), -1),
-        "num_detections": kept.valid_detections,
+        "boxes": tf.where(present[..., None], found - last_pixel, 0.0),
+        "scores": tf.where(present, found_scores, 0.0),
+        "classes": tf.where(present, tf.cast(classes, tf.int32), -1),
+        "num_detections": counts,
     }
+
+
+def _soft_nms(boxes, scores, score_threshold, sigma, max_detections):
+    """Soft suppression in one image: all classes in one call, classes moved apart."""
+    rows, classes = tf.unstack(tf.cast(tf.where(scores > score_threshold), tf.int32), axis=1)
+    candidates = tf.gather(boxes, rows)
+    extent = tf.reduce_max(boxes) - tf.reduce_min(boxes) + 1.0
+    apart = candidates + (tf.cast(classes, tf.float32) * extent)[:, None]
+    kept, kept_scores = tf.image.non_max_suppression_with_scores(
+        apart,
+        tf.gather_nd(scores, tf.stack([rows, classes], axis=1)),
+        max_detections,
+        iou_threshold=1.0,
+        score_threshold=score_threshold,
+        soft_nms_sigma=sigma / 2,  # this operation multiplies by exp(-IoU^2 / (2 sigma))
+    )
+    return _padded(
+        tf.gather(candidates, kept), kept_scores, tf.gather(classes, kept), max_detections
+    )
+
+
+def _class_agnostic_nms(boxes, scores, score_threshold, iou_threshold, max_detections):
+    """Hard suppression in one image among all boxes, each with its best class."""
+    best = tf.reduce_max(scores, axis=1)
+    kept = tf.image.non_max_suppression(boxes, best, max_detections, iou_threshold, score_threshold)
+    classes = tf.argmax(tf.gather(scores, kept), axis=1, output_type=tf.int32)
+    return _padded(tf.gather(boxes, kept), tf.gather(best, kept), classes, max_detections)
+
+
+def _padded(boxes, scores, classes, length):
+    count = tf.size(scores)
+    rest = [[0, length - count]]
+    boxes = tf.pad(boxes, [*rest, [0, 0]])
+    return boxes, tf.pad(scores, rest), tf.pad(classes, rest), count

@@ -260,7 +260,7 @@ def test_kerascv_backbone_trains_and_round_trips(tmp_path):
     detector = RetinaNet.from_parts(
         backbone, FPN(8, name="fpn"), ConvTowers(8, 1, name="towers"), num_classes=3
     )
-    assert isinstance(detector, keras_cv.models.RetinaNet)
+    assert not isinstance(detector, keras_cv.models.RetinaNet)
     batch = random_batch()
     detector.compile(sgd(1e-3))
     before = values(detector)
@@ -333,7 +333,7 @@ def test_bad_arguments_are_named():
         parts = tiny_detector(RetinaNet)
         RetinaNet(
             parts.backbone,
-            parts.fpn,
+            parts.necks,
             parts.towers,
             parts.head,
             anchor_generator=parts.anchor_generator,

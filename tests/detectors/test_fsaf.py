@@ -76,7 +76,7 @@ def test_head_must_give_distances(detector):
     with pytest.raises(ValueError, match=r'box_activation must be "relu".*got None'):
         FSAF(
             config.backbone,
-            config.fpn,
+            config.necks,
             config.towers,
             PredictionHead(3, 1),
             anchor_generator=config.anchor_generator,

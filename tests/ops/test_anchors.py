@@ -68,3 +68,13 @@ def test_config_round_trip_and_bad_arguments():
         AnchorGenerator(ratios=())
     with pytest.raises(ValueError, match=r"must have 2 entries.*got 1"):
         generator([(2, 2)])
+
+
+def test_named_scales_take_the_place_of_octaves():
+    octaves = AnchorGenerator(strides=(8,), octave_base=4.0, scales_per_octave=2, ratios=(0.5, 1))
+    named = AnchorGenerator(strides=(8,), scales=(4.0, 4.0 * 2**0.5), ratios=(0.5, 1))
+    np.testing.assert_allclose(named.cell_anchors(8), octaves.cell_anchors(8), rtol=1e-6)
+    assert named.anchors_per_cell == 4
+    assert AnchorGenerator.from_config(named.get_config()) == named
+    with pytest.raises(ValueError, match="scales must not be empty"):
+        AnchorGenerator(scales=())

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sepc_tf.ops.boxes import box_areas, check_convention, clip_boxes, pairwise_iou
+from sepc_tf.ops.boxes import (
+    aligned_iou,
+    box_areas,
+    check_convention,
+    clip_boxes,
+    pairwise_iou,
+    rescale_boxes,
+)
 
 
 def pixel_iou(a, b):
@@ -53,3 +60,32 @@ def test_clipping_uses_each_images_own_size():
 def test_unknown_convention():
     with pytest.raises(ValueError, match=r"one of \['mmdet1', 'modern'\]; got 'mmdet2'"):
         check_convention("mmdet2")
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+def test_aligned_iou_is_the_diagonal_and_giou_its_definition(convention):
+    rng = np.random.default_rng(1)
+    corner = rng.uniform(0, 40, (2, 30, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(1, 25, (2, 30, 2))], -1).astype(np.float32)
+    iou = np.diag(pairwise_iou(boxes[0], boxes[1], convention))
+    np.testing.assert_allclose(aligned_iou(boxes[0], boxes[1], convention), iou, rtol=1e-6)
+    assert (iou == 0).any() and (iou > 0).any()
+    last = 1.0 if convention == "mmdet1" else 0.0
+    around = np.concatenate(
+        [np.minimum(*boxes)[:, :2], np.maximum(*boxes)[:, 2:] + last], axis=1
+    ).astype(np.float64)
+    enclosing = (around[:, 2] - around[:, 0]) * (around[:, 3] - around[:, 1])
+    areas = [np.asarray(box_areas(b, convention), np.float64) for b in boxes]
+    union = (areas[0] + areas[1]) / (1 + iou)  # I = IoU U and U = A + B - I
+    want = iou - (enclosing - union) / enclosing
+    got = aligned_iou(boxes[0], boxes[1], convention, generalized=True)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_boxes_rescale_by_axis_and_end_at_the_image():
+    boxes = tf.constant([[[0.0, 10.0, 50.0, 100.5]], [[2.0, 4.0, 6.0, 8.0]]])
+    sizes, originals = [[100, 50], [10, 20]], [[200, 75], [5, 40]]
+    want = np.array([[[0, 20, 75, 201]], [[4, 2, 12, 4]]], np.float32)
+    np.testing.assert_allclose(rescale_boxes(boxes, sizes, originals, "mmdet1"), want)
+    want[0, 0, 3] = 200
+    np.testing.assert_allclose(rescale_boxes(boxes, sizes, originals), want)

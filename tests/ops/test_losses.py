@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from sepc_tf.ops.losses import sigmoid_focal_loss, smooth_l1_loss, tblr_iou_loss
+from sepc_tf.ops.losses import iou_loss, sigmoid_focal_loss, smooth_l1_loss, tblr_iou_loss
 
 
 def check_gradient(function, x, wanted_function):
@@ -66,3 +66,33 @@ def test_tblr_iou():
     check_gradient(lambda x: tblr_iou_loss(tf.constant(targets, tf.float32), x), distances, wanted)
     nothing = tblr_iou_loss(tf.constant(targets, tf.float32), tf.zeros([4, 4]))
     np.testing.assert_allclose(nothing, -np.log(1e-6), rtol=1e-5)
+
+
+def test_iou_losses():
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 10, (12, 2))
+    targets = np.concatenate([corner, corner + rng.uniform(5, 20, (12, 2))], 1)
+    predictions = targets + rng.uniform(-2, 2, (12, 4))
+    predictions[-1] += 100  # no overlap
+
+    def areas(boxes):
+        return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+
+    def wanted(kind, x):
+        inner = np.concatenate(
+            [np.maximum(targets, x)[:, :2], np.minimum(targets, x)[:, 2:]], axis=1
+        )
+        outer = np.concatenate(
+            [np.minimum(targets, x)[:, :2], np.maximum(targets, x)[:, 2:]], axis=1
+        )
+        union = areas(targets) + areas(x) - areas(inner)
+        if kind == "giou":
+            return 1 - areas(inner) / union + (areas(outer) - union) / areas(outer)
+        return -np.log(np.maximum(areas(inner) / union, 1e-6))
+
+    for kind in ("iou", "giou"):
+        check_gradient(
+            lambda x, kind=kind: iou_loss(tf.constant(targets, tf.float32), x, kind),
+            predictions,
+            lambda x, kind=kind: wanted(kind, x),
+        )

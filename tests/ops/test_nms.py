@@ -71,3 +71,67 @@ def test_top_candidates_by_best_class():
     scores = tf.constant([[[0.1, 0.2], [0.9, 0.0], [0.3, 0.4]]])
     np.testing.assert_array_equal(top_candidates(scores, 2), [[1, 2]])
     np.testing.assert_array_equal(top_candidates(scores, 9), [[1, 2, 0]])
+
+
+def random_candidates(seed, images=3, count=50, classes=4):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 40, (images, count, 2))
+    sides = rng.uniform(4, 30, (images, count, 2))
+    boxes = np.concatenate([corner, corner + sides], -1).astype(np.float32)
+    scores = rng.uniform(0, 0.9, (images, count, classes)).astype(np.float32)
+    scores[2] = 0.01  # an image without detections
+    return boxes, scores
+
+
+def loop_soft_nms(boxes, scores, convention, score_threshold, sigma, most):
+    """The algorithm of the paper, one class after the other."""
+    ious = pairwise_iou(boxes, boxes, convention).numpy().astype(np.float64)
+    found = []
+    for k in range(scores.shape[1]):
+        left = {i: float(s) for i, s in enumerate(scores[:, k]) if s > score_threshold}
+        while left:
+            best = max(left, key=left.get)
+            found.append((left.pop(best), k, best))
+            left = {i: s * np.exp(-(ious[best, i] ** 2) / sigma) for i, s in left.items()}
+            left = {i: s for i, s in left.items() if s > score_threshold}
+    return sorted(found, reverse=True)[:most]
+
+
+def loop_agnostic_nms(boxes, scores, convention, score_threshold, iou_threshold, most):
+    classes = scores.argmax(axis=1)
+    found = loop_nms(
+        boxes, scores.max(axis=1, keepdims=True), convention, score_threshold, iou_threshold, most
+    )
+    return [(score, classes[i], i) for score, _, i in found]
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+@pytest.mark.parametrize(
+    ("kind", "reference", "parameter"),
+    [("soft", loop_soft_nms, 0.4), ("class_agnostic", loop_agnostic_nms, 0.6)],
+)
+def test_other_kinds_equal_their_loops(kind, reference, parameter, convention):
+    boxes, scores = random_candidates(1)
+    for most in (7, 400):
+        got = multiclass_nms(
+            tf.constant(boxes),
+            tf.constant(scores),
+            0.1,
+            parameter,
+            most,
+            convention=convention,
+            kind=kind,
+            soft_sigma=parameter,
+        )
+        got = {name: value.numpy() for name, value in got.items()}
+        for image in range(3):
+            want = reference(boxes[image], scores[image], convention, 0.1, parameter, most)
+            count = len(want)
+            assert got["num_detections"][image] == count
+            np.testing.assert_allclose(
+                got["scores"][image, :count], [w[0] for w in want], rtol=1e-5
+            )
+            np.testing.assert_array_equal(got["classes"][image, :count], [w[1] for w in want])
+            rows = np.array([w[2] for w in want], int)
+            np.testing.assert_allclose(got["boxes"][image, :count], boxes[image][rows], atol=1e-5)
+            assert (got["classes"][image, count:] == -1).all()
