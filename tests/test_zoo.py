@@ -145,7 +145,7 @@ def test_keras_cv_backbones_heed_frozen_stages_and_norm_or_say_why_not(tmp_path)
                 type="keras_cv>ResNetBackbone",
                 frozen_stages=0,
                 options={
-                    "stackwise_filters": [8, 8, 8, 8],
+                    "stackwise_filters": [64, 8, 8, 8],
                     "stackwise_blocks": [1, 1, 1, 1],
                     "stackwise_strides": [1, 2, 2, 2],
                     "block_type": "basic_block",
