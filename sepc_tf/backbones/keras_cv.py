@@ -67,6 +67,8 @@ class KerasCVFeatures(keras.layers.Layer):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = norm != "frozen"
                 layer.synchronized = norm == "sync"
+                if norm == "sync" and getattr(layer, "fused", False):
+                    layer.fused = False  # Keras 2: the fused operation knows no other replicas
         for layer in frozen:
             layer.trainable = False
 
