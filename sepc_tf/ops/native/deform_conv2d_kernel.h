@@ -1,6 +1,6 @@
 // Deformable convolution on the CPU, forward and backward, fused with the matrix products.
 //
-// Layouts are those of sepc_tf/ops/deform_conv2d.py: x [N, H, W, C], offset [N, Ho, Wo, G, K, 2],
+// Layouts are those of sepc_tf/ops/deform_conv2d: x [N, H, W, C], offset [N, Ho, Wo, G, K, 2],
 // mask [N, Ho, Wo, G, K], kernel [K, C/groups, D], y [N, Ho, Wo, D], with K = kh * kw taps,
 // G offset groups and P = N * Ho * Wo output pixels.
 //

@@ -1,7 +1,7 @@
 // The kernels of deform_conv2d_kernel.h as XLA custom calls for the CPU.
 //
 // XLA gives a custom call its buffers and a string made while tracing, here the Problem as numbers.
-// Shapes were checked where that string was made (deform_conv2d.py). Included once, by
+// Shapes were checked where that string was made (deform_conv2d/native.py). Included once, by
 // deform_conv2d_op.cc: a second source file would double the time of the build.
 
 #pragma once

@@ -1,27 +1,67 @@
-"""The C++ deformable convolution as a differentiable function, as an operation and inside XLA."""
+"""The native form of the deformable convolution: the C++ kernel, differentiable.
+
+Called as an operation, or from inside a function that XLA compiles for the CPU. The library is
+built and loaded by `sepc_tf.ops.native`.
+"""
+
+from __future__ import annotations
 
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
-from sepc_tf.ops import native
+from sepc_tf.ops import native as library
+from sepc_tf.ops.deform_conv2d import context
+from sepc_tf.ops.deform_conv2d.geometry import Geometry, static_output_shape
+from sepc_tf.ops.deform_conv2d.portable import portable_backward
 
 LARGEST_SIDE = 1 << 23  # positions are int32 before a (float) displacement is added
 
 
-def deform_conv2d(arguments, geometry, static_shape):
+def obstacle(dtype: tf.DType, known_shapes: bool) -> str | None:
+    """Why this form cannot compute a call that is made here, or None."""
+    if tf.as_dtype(dtype) == tf.float64:
+        return "it has no float64 form"
+    if not context.compiling_with_xla():
+        return None
+    if not known_shapes:
+        return "XLA compiles the function that is being traced, with shapes not known yet"
+    # Logical devices too: those of a remote TPU are not among the visible ones.
+    if any(device.device_type != "CPU" for device in tf.config.list_logical_devices()):
+        return "XLA compiles the function that is being traced, maybe for an accelerator"
+    if library.available() and not library.callable_from_xla():
+        return "XLA of this TensorFlow cannot call it"
+    return None
+
+
+def preferred() -> bool:
+    """Whether "auto" takes this form: not for accelerators nor SavedModels, nor without library."""
+    return not context.saving() and not context.accelerated() and library.available()
+
+
+def require() -> None:
+    """Raises `sepc_tf.ops.native.NativeUnavailableError` where the library cannot be had."""
+    library.load()
+
+
+def run(arguments: list[tf.Tensor], geometry: Geometry) -> tf.Tensor:
     """Runs the C++ kernel.
 
     Args:
-        arguments: x, offset, kernel and, for DCNv2, mask; float32.
-        geometry: the settings, as in `sepc_tf.ops.deform_conv2d`.
-        static_shape: what is known of the output shape while tracing.
+        arguments: x, offset, kernel and, for DCNv2, mask; float32. Under XLA their shapes are
+            known.
+        geometry: the settings.
 
     Returns:
         `[N, Ho, Wo, D]` float32.
     """
+    if context.compiling_with_xla():
+        return _custom_call(arguments, geometry)
+    return _operation(arguments, geometry)
+
+
+def _operation(arguments, geometry):
     x, offset, kernel, *mask = arguments
     paddings = geometry.paddings
-    y = native.load().sepc_deform_conv2d(
+    y = library.load().sepc_deform_conv2d(
         x=x,
         offset=offset,
         mask=mask[0] if mask else tf.zeros([0]),
@@ -33,14 +73,14 @@ def deform_conv2d(arguments, geometry, static_shape):
         offset_groups=geometry.offset_groups,
         modulated=bool(mask),
     )
-    return tf.ensure_shape(y, static_shape)
+    return tf.ensure_shape(y, static_output_shape(x.shape, kernel.shape[-1], geometry))
 
 
 @tf.RegisterGradient("SepcDeformConv2D")
 def _gradient(op, upstream):
     x, offset, mask, kernel = op.inputs
     settings = {name: op.get_attr(name) for name in _SETTINGS}
-    by_x, by_offset, by_mask, by_kernel = native.load().sepc_deform_conv2d_backward(
+    by_x, by_offset, by_mask, by_kernel = library.load().sepc_deform_conv2d_backward(
         x=x, offset=offset, mask=mask, kernel=kernel, grad_y=upstream, **settings
     )
     return by_x, by_offset, by_mask if settings["modulated"] else None, by_kernel
@@ -48,8 +88,6 @@ def _gradient(op, upstream):
 
 @tf.RegisterGradient("SepcDeformConv2DBackward")
 def _second_gradient(op, by_x, by_offset, by_mask, by_kernel):
-    from sepc_tf.ops.deform_conv2d import Geometry
-
     x, offset, mask, kernel, upstream = op.inputs
     settings = {name: op.get_attr(name) for name in _SETTINGS}
     paddings = settings["paddings"]
@@ -72,16 +110,8 @@ def _second_gradient(op, by_x, by_offset, by_mask, by_kernel):
 _SETTINGS = ("strides", "paddings", "dilations", "groups", "offset_groups", "modulated")
 
 
-def deform_conv2d_in_xla(arguments, geometry):
-    """The same kernel, called from a function that XLA compiles for the CPU.
-
-    Args:
-        arguments: x, offset, kernel and, for DCNv2, mask; float32, their shapes known.
-        geometry: the settings, as in `sepc_tf.ops.deform_conv2d`.
-
-    Returns:
-        `[N, Ho, Wo, D]` float32.
-    """
+def _custom_call(arguments, geometry):
+    """The same kernel, called from a function that XLA compiles for the CPU."""
     x, _, kernel, *mask = arguments
     if max(x.shape[1:3]) > LARGEST_SIDE:
         raise ValueError(f"x: expected sizes up to {LARGEST_SIDE}, got shape {x.shape}")
@@ -94,8 +124,8 @@ def deform_conv2d_in_xla(arguments, geometry):
     numbers = " ".join(str(int(number)) for number in [*problem, bool(mask), threads])
 
     @tf.custom_gradient
-    def run(*arguments):
-        (y,) = xla.custom_call_v2(
+    def convolve(*arguments):
+        (y,) = context.custom_call_v2(
             "SepcDeformConv2DForward", arguments, [tf.TensorSpec(out_shape)], numbers
         )
         return y, lambda upstream: differentiate(*arguments, upstream)
@@ -103,7 +133,7 @@ def deform_conv2d_in_xla(arguments, geometry):
     @tf.custom_gradient
     def differentiate(*values):
         *arguments, upstream = values
-        gradients = xla.custom_call_v2(
+        gradients = context.custom_call_v2(
             "SepcDeformConv2DGradient",
             values,
             [tf.TensorSpec(argument.shape) for argument in arguments],
@@ -111,7 +141,7 @@ def deform_conv2d_in_xla(arguments, geometry):
         )
         return gradients, lambda *by: _second_order(arguments, upstream, geometry, by)
 
-    return run(*arguments)
+    return convolve(*arguments)
 
 
 def _second_order(arguments, upstream, geometry, by):
@@ -119,8 +149,6 @@ def _second_order(arguments, upstream, geometry, by):
 
     They go through the portable backward pass, whose operations TensorFlow derives.
     """
-    from sepc_tf.ops.deform_conv2d import portable_backward
-
     # A graph, because TensorFlow does not derive the loop's arrays in eager mode.
     backward = tf.function(
         lambda *values: portable_backward(values[:-1], values[-1], geometry), autograph=False
