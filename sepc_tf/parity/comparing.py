@@ -92,10 +92,13 @@ class Comparison:
         elif (got != want).any():
             self.problems.append(f"{key}: {(got != want).sum()} of {got.size} differ")
 
-    def output(self, key: str, got) -> None:
-        """Compares a whole array with what is stored of it: a part, and statistics of all of it."""
+    def output(self, key: str, got, scale: float = 0.0) -> None:
+        """Compares a whole array with what is stored of it: a part, and statistics of all of it.
+
+        In units of the largest stored value, or of `scale` if that is larger.
+        """
         if not self.case.output_specs[key].get("exact_zero"):
-            self.record(key, self.output_error(key, got))
+            self.record(key, self.output_error(key, got, scale))
             return
         self.compared.add(key)
         error = self.output_error(key, got, scale=1.0)

@@ -48,7 +48,8 @@ def check_module(
     gradients = {key for key in results if key.startswith("out.grad")}
     for key, array in results.items():
         if key not in gradients:
-            comparison.output(key, array)
+            unit = typical_loss(results, cotangents) if key == "out.loss" else 0.0
+            comparison.output(key, array, unit)
     if case.config["mode"] != "train":
         return
     reference = float64_reference(case)
@@ -120,6 +121,19 @@ def compare_float32_gradients(
     for key, error in missed.items():
         if not error <= COARSE_TOLERANCE:
             comparison.problems.append(f"{key}: relative error {error:.1e} in float64")
+
+
+def typical_loss(results: Mapping[str, np.ndarray], cotangents) -> float:
+    """What a sum of the loss's terms `y cotangent` with random signs would be: its float32 unit.
+
+    The loss itself may cancel to any small number.
+    """
+    squares = [
+        np.sum(np.square(results[f"out.{name}.{i}"] * nchw(cotangent), dtype=np.float64))
+        for name, maps in cotangents.items()
+        for i, cotangent in enumerate(maps)
+    ]
+    return float(np.sqrt(np.sum(squares)))
 
 
 def module_results(
