@@ -39,8 +39,9 @@ class BackboneNormalization(IntegratedBatchNormalization):
         return super()._add_vector(name, shape, initializer, trainable)
 
     def call(self, x, training=None):
-        if training and self.trainable and self.mode == "sync":
-            return super().call([x], training=True)[0]
+        batch_statistics = bool(training) and self.trainable and self.mode == "sync"
+        if batch_statistics or x.dtype == tf.float64:  # the operation below has no float64 form
+            return super().call([x], training=batch_statistics)[0]
         # The fused op in inference form: one pass over the map, merged with the convolution.
         # The raw op, because tf.nn's wrapper raises epsilon to 1.001e-5.
         return tf.raw_ops.FusedBatchNormV3(

@@ -50,7 +50,7 @@ class _PyramidNormalization(keras.layers.Layer):
             shape=shape,
             initializer=initializer,
             trainable=trainable,
-            dtype="float32",
+            dtype="float64" if self.variable_dtype == "float64" else "float32",
             **compat.float32_weight_options(),
         )
 
@@ -68,10 +68,7 @@ class _PyramidNormalization(keras.layers.Layer):
             normalise = _by_batch if fused else _by_global_batch
             groups = [levels] if self.integrated else [[level] for level in levels]
             step = self.num_levels if self.integrated else 1
-            shift = tf.cast(tf.stop_gradient(tf.convert_to_tensor(self.moving_mean)), precision)
-            outputs, mean, unbiased = normalise(
-                groups, gammas[::step], betas[::step], self.epsilon, shift
-            )
+            outputs, mean, unbiased = normalise(groups, gammas[::step], betas[::step], self.epsilon)
             self._update(self.moving_mean, tf.stop_gradient(mean))
             self._update(self.moving_variance, tf.stop_gradient(unbiased))
         else:
@@ -111,7 +108,8 @@ class IntegratedBatchNormalization(_PyramidNormalization):
     `momentum * old + (1 - momentum) * batch`, with the unbiased variance; otherwise they are used.
     With `trainable = False` the running statistics are used and kept, as in Keras.
 
-    Variables: `gamma`, `beta`, `moving_mean`, `moving_variance`, each `[C]` float32.
+    Variables: `gamma`, `beta`, `moving_mean`, `moving_variance`, each `[C]`: float64 in a layer of
+    dtype "float64", otherwise float32, also under mixed precision.
 
     Args:
         momentum: weight of the old running statistics (1 minus PyTorch's momentum).
@@ -122,8 +120,7 @@ class IntegratedBatchNormalization(_PyramidNormalization):
         training: whether batch statistics are used and the running ones updated.
 
     Returns:
-        list of maps of the same shapes and dtypes. Arithmetic is float32 under mixed precision,
-        float64 for float64 maps; the variables are float32.
+        list of maps of the same shapes and dtypes. The arithmetic is of the type of the variables.
 
     Example:
         >>> norm = IntegratedBatchNormalization()
@@ -196,19 +193,17 @@ def _normalised(x, mean, variance, gamma, beta, epsilon):
     return (x - mean) * (gamma * tf.math.rsqrt(variance + epsilon)) + beta
 
 
-def _by_batch(groups, gammas, betas, epsilon, shift):
+def _by_batch(groups, gammas, betas, epsilon):
     """Normalises by the statistics of this replica; the fused operation is three times faster.
 
     Args:
         groups: list of lists of `[N, H, W, C]` float32 maps; each list has one set of statistics.
         gammas, betas: list of `[C]`, one for each group.
         epsilon: added to the variance.
-        shift: not used.
 
     Returns:
         list of maps in order, means `[groups, C]`, unbiased variances `[groups, C]`.
     """
-    del shift  # this operation computes the variance about the mean
     outputs, means, variances = [], [], []
     for maps, gamma, beta in zip(groups, gammas, betas):
         channels = maps[0].shape[-1]
@@ -231,9 +226,9 @@ def _by_batch(groups, gammas, betas, epsilon, shift):
     return outputs, tf.stack(means), tf.stack(variances)
 
 
-def _by_global_batch(groups, gammas, betas, epsilon, shift):
+def _by_global_batch(groups, gammas, betas, epsilon):
     """The same by the statistics of all replicas together; see `global_statistics`."""
-    mean, variance, count = global_statistics(groups, shift)
+    mean, variance, count = global_statistics(groups)
     outputs = [
         _normalised(x, mean[i], variance[i], gamma, beta, epsilon)
         for i, (maps, gamma, beta) in enumerate(zip(groups, gammas, betas))
@@ -242,37 +237,57 @@ def _by_global_batch(groups, gammas, betas, epsilon, shift):
     return outputs, mean, variance * (count / tf.maximum(count - 1.0, 1.0))
 
 
-def global_statistics(groups, shift):
+def global_statistics(groups):
     """Mean and biased variance per channel over groups of maps and over all replicas.
 
-    Each replica computes its own mean and centred sum of squares in two passes, so nothing cancels.
-    Replicas are then combined by ONE all-reduce of `[sum, sum of squares, count]` about `shift`
-    (any value gives the same statistics; one near the mean keeps the digits). tf.distribute
-    differentiates it as an all-reduce of the upstream gradients.
+    Each replica takes its own mean and its sum of squares about it, so nothing cancels. ONE
+    all-reduce hands the counts n_r, means m_r and squares s_r of every replica r to all; with n the
+    sum of the n_r (Chan, Golub and LeVeque 1983)
+
+        m = sum_r n_r m_r / n,    variance = sum_r (s_r + n_r (m_r - m)^2) / n
+
+    tf.distribute differentiates an all-reduce as the all-reduce of the upstream gradients.
 
     Args:
         groups: list of lists of `[N, H, W, C]` float32 or float64 maps; each list has one set of
-            statistics.
-        shift: `[C]` or `[groups, C]`, their dtype, equal on all replicas.
+            statistics. N may be 0 on some of the replicas.
 
     Returns:
         mean `[groups, C]`, variance `[groups, C]`, count `[groups, 1]` (pixels in the group).
+
+    Example:
+        >>> mean, variance, count = global_statistics([[tf.ones([2, 8, 8, 4])]])
     """
-    counts, means, squares = [], [], []
-    for maps in groups:
-        count = tf.add_n([tf.cast(tf.size(x[..., 0]), x.dtype) for x in maps])
-        mean = tf.add_n([tf.reduce_sum(x, axis=[0, 1, 2]) for x in maps]) / tf.maximum(count, 1.0)
-        counts.append(count[None])
-        means.append(mean)
-        squares.append(
-            tf.add_n([tf.reduce_sum(tf.math.squared_difference(x, mean), [0, 1, 2]) for x in maps])
-        )
-    count, mean, square = tf.stack(counts), tf.stack(means), tf.stack(squares)
-    delta = mean - shift
-    local = tf.concat([count * delta, square + count * tf.square(delta), count], axis=1)
     context = tf.distribute.get_replica_context()
-    total = context.all_reduce(tf.distribute.ReduceOp.SUM, local)
+    local = tf.stack([_replica_statistics(maps) for maps in groups])
+    # A row for each replica, of which this one fills its own: the sum has them all.
+    own_row = tf.one_hot(
+        context.replica_id_in_sync_group, context.num_replicas_in_sync, dtype=local.dtype
+    )
+    rows = context.all_reduce(tf.distribute.ReduceOp.SUM, own_row[:, None, None] * local)
     channels = groups[0][0].shape[-1]
-    sums, squares, count = tf.split(total, [channels, channels, 1], axis=1)
-    delta = sums / count
-    return shift + delta, squares / count - tf.square(delta), count
+    counts, means, squares = tf.split(rows, [1, channels, channels], axis=2)
+    count = tf.reduce_sum(counts, axis=0)
+    weights = counts / tf.maximum(count, 1.0)
+    about = tf.stop_gradient(tf.reduce_sum(weights * means, axis=0))
+    mean = about + tf.reduce_sum(weights * (means - about), axis=0)
+    between = tf.reduce_sum(weights * tf.math.squared_difference(means, mean), axis=0)
+    variance = tf.reduce_sum(squares, axis=0) / tf.maximum(count, 1.0) + between
+    return mean, variance, count
+
+
+def _replica_statistics(maps):
+    """`[1 + 2 C]`: count, means and sums of squares about them, over the pixels of all maps.
+
+    Two passes: the first mean is off by the rounding of a long sum, the second takes that out. The
+    statistics do not depend on what they are taken about, so no gradient goes through it.
+    """
+    count = tf.add_n([tf.cast(tf.size(x[..., 0]), x.dtype) for x in maps])
+    divisor = tf.maximum(count, 1.0)
+    about = tf.stop_gradient(tf.add_n([tf.reduce_sum(x, axis=[0, 1, 2]) for x in maps]) / divisor)
+    deviations = [x - about for x in maps]
+    rest = tf.add_n([tf.reduce_sum(d, axis=[0, 1, 2]) for d in deviations]) / divisor
+    square = tf.add_n([tf.reduce_sum(tf.square(d), axis=[0, 1, 2]) for d in deviations])
+    # Rounding may take the square of a constant channel below 0.
+    square = tf.maximum(square - count * tf.square(rest), 0.0)
+    return tf.concat([count[None], about + rest, square], axis=0)

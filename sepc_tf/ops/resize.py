@@ -34,6 +34,10 @@ def resize_bilinear_align_corners(x, size):
 def resize_nearest(x, size):
     """Nearest-neighbour resize: output row `i` is input row `floor(i * H / out_H)`.
 
+    The floor is that of the float32 product of `i` and `H / out_H`, as in PyTorch, which may fall
+    just short of a whole number (2 rows to 82: row 41 is row 0). From one level of a pyramid to the
+    next, where `out_H` is `2 H` or `2 H - 1`, it never does up to H = 2000.
+
     Args:
         x: `[N, H, W, C]` float tensor, any H and W.
         size: `(out_H, out_W)`, integers or int32 scalar tensors.
@@ -54,8 +58,9 @@ def _interpolate(x, size, weights):
     out_height, out_width = size
     shape = tf.shape(x)
     batch, height, width, channels = shape[0], shape[1], shape[2], shape[3]
-    rows = tf.cast(weights(height, out_height), x.dtype)
-    columns = tf.cast(weights(width, out_width), x.dtype)
+    precision = tf.float64 if x.dtype == tf.float64 else tf.float32
+    rows = tf.cast(weights(height, out_height, precision), x.dtype)
+    columns = tf.cast(weights(width, out_width, precision), x.dtype)
     # Columns first: the small products run on the small map, rows are one large product an image.
     y = tf.matmul(columns, tf.reshape(x, [batch * height, width, channels]))
     y = tf.matmul(rows, tf.reshape(y, [batch, height, out_width * channels]))
@@ -64,20 +69,17 @@ def _interpolate(x, size, weights):
     return tf.ensure_shape(y, [x.shape[0], *static, x.shape[-1]])
 
 
-def _linear_weights(size, out_size):
+def _linear_weights(size, out_size, dtype):
     """`[out_size, size]` matrix; each row holds the two weights of linear interpolation."""
-    scale = _float(size - 1) / _float(tf.maximum(out_size - 1, 1))
-    positions = tf.range(_float(out_size)) * scale
-    return tf.nn.relu(1.0 - tf.abs(positions[:, None] - tf.range(_float(size))[None, :]))
+    size, out_size = tf.cast(size, dtype), tf.cast(out_size, dtype)
+    positions = tf.range(out_size) * ((size - 1.0) / tf.maximum(out_size - 1.0, 1.0))
+    return tf.nn.relu(1.0 - tf.abs(positions[:, None] - tf.range(size)[None, :]))
 
 
-def _nearest_weights(size, out_size):
+def _nearest_weights(size, out_size, dtype):
     """`[out_size, size]` matrix with a single one in each row."""
-    # The source row is found in float32, so that rounding agrees with PyTorch's.
-    sources = tf.floor(tf.range(_float(out_size)) * (_float(size) / _float(out_size)))
-    sources = tf.minimum(sources, _float(size - 1))
-    return tf.cast(tf.equal(sources[:, None], tf.range(_float(size))[None, :]), tf.float32)
-
-
-def _float(n):
-    return tf.cast(n, tf.float32)
+    # The source row is found in float32, so that rounding agrees with PyTorch's; of float64 maps
+    # too, so that they are resized as float32 ones.
+    size, out_size = tf.cast(size, tf.float32), tf.cast(out_size, tf.float32)
+    sources = tf.minimum(tf.floor(tf.range(out_size) * (size / out_size)), size - 1.0)
+    return tf.cast(tf.equal(sources[:, None], tf.range(size)[None, :]), dtype)

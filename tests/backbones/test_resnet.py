@@ -90,6 +90,34 @@ def test_norm_modes(mode):
     assert len(norm.trainable_weights) == (0 if mode == "frozen" else 2)
 
 
+@pytest.mark.parametrize("mode", ["frozen", "eval", "sync"])
+@pytest.mark.parametrize("training", [True, False])
+def test_norm_modes_in_float64(mode, training):
+    x = RNG.standard_normal([2, 4, 5, 3]) + 1000.0
+    norm = BackboneNormalization(mode, dtype="float64")
+    norm.build(x.shape)
+    variance = np.array([1.0, 4.0, 9.0])
+    norm.moving_mean.assign(np.full(3, 1000.0))
+    norm.moving_variance.assign(variance)
+    mean = 1000.0
+    if mode == "sync" and training:
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    y = norm(x, training=training)
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + 1e-5), rtol=0, atol=1e-11)
+
+
+def test_a_float64_network_is_the_float32_one():
+    image = images()
+    single, double = (ResNet(18, width=8, frozen_stages=0, dtype=d) for d in ("float32", "float64"))
+    want = single(image)
+    double.build(image.shape)
+    for path, variable in named_variables(double).items():
+        variable.assign(named_variables(single)[path].numpy().astype(np.float64))
+    for got, expected in zip(double(tf.cast(image, tf.float64)), want):
+        assert got.dtype == tf.float64
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def test_gradients_of_the_running_statistics_form():
     x = tf.constant(RNG.standard_normal([2, 4, 5, 3]).astype(np.float32))
     norm = BackboneNormalization("eval")

@@ -48,6 +48,28 @@ def test_nearest_is_the_floor_of_the_ratio(size, out_size):
     np.testing.assert_array_equal(y, x[:, rows][:, :, columns])
 
 
+@pytest.mark.parametrize(("size", "out_size"), SIZES)
+def test_bilinear_is_the_definition_in_float64_too(size, out_size):
+    x = np.random.default_rng(0).standard_normal([2, *size, 3])
+    y = resize_bilinear_align_corners(tf.constant(x), out_size)
+    assert y.dtype == tf.float64
+    np.testing.assert_allclose(y, bilinear_by_definition(x, out_size), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nearest_rounds_as_pytorch_does(dtype):
+    # Of torch 2.14 (nearest, both types) where the exact floor is one more.
+    for size, out_size, row, source in ((2, 82, 41, 0), (6, 74, 37, 2), (14, 46, 23, 6)):
+        assert row * size // out_size == source + 1
+        x = tf.reshape(tf.range(size, dtype=dtype), [1, size, 1, 1])
+        assert resize_nearest(x, (out_size, 1))[0, row, 0, 0] == source
+    for size in (3, 40, 113, 2000):
+        for out_size in (2 * size - 1, 2 * size):
+            x = tf.reshape(tf.range(size, dtype=dtype), [1, size, 1, 1])
+            got = tf.reshape(resize_nearest(x, (out_size, 1)), [-1])
+            np.testing.assert_array_equal(got, np.arange(out_size) * size // out_size)
+
+
 @pytest.mark.parametrize("resize", [resize_bilinear_align_corners, resize_nearest])
 def test_gradient_is_the_adjoint(resize):
     # <resize(x), y> = <x, gradient of y>, which holds for a linear map and its adjoint only.
