@@ -25,6 +25,7 @@ setup(
         "pillow",
         "matplotlib",
         "rich",
+        "safetensors>=0.5",
         "scikit-learn",
     ],
     extras_require={
@@ -33,7 +34,7 @@ setup(
             "tensorflow-addons>=0.23,<0.24",
             "tensorflow-metadata<1.18",
         ],
-        "convert": ["torch"],
+        "convert": ["torch>=2.6"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

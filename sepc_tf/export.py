@@ -1,18 +1,21 @@
-"""A SavedModel that serves: uint8 images of any size in, boxes in their own pixels out."""
+"""A SavedModel that serves: images in, boxes in their own pixels out."""
 
-import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import tensorflow as tf
 
+from sepc_tf.data.decode import decode_upright
+from sepc_tf.errors import OutputError
+from sepc_tf.files import write_json
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.deform_conv2d import portable_ops
 
 
 class Server(tf.Module):
-    """The serving function of a detector, with everything from resizing to NMS inside.
+    """The serving functions of a detector, with everything from resizing to NMS inside.
 
     Args:
         detector: a `sepc_tf.detectors.Detector`.
@@ -30,22 +33,41 @@ class Server(tf.Module):
         with portable_ops():
             return detect_images(self.detector, self.data, images)
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def serve_bytes(self, image_bytes):
+        """Maps `[batch]` JPEG or PNG files, of any sizes, to what `detect_images` returns.
 
-def export(run, directory):
-    """Writes a run's detector as a SavedModel with one signature, `serving_default`.
+        They are decoded as `predict` does, see `decode_upright`; boxes are in pixels of the upright
+        image. Images are served one after the other: equally sized ones are faster in one batch
+        through `serve`.
+        """
 
-    The model needs only TensorFlow to load. Beside it lies `categories.json`, the class names in
-    the order of `classes`.
+        def serve_one(contents):
+            outputs = self.serve(decode_upright(contents)[None])
+            return {name: value[0] for name, value in outputs.items()}
+
+        outputs = self.serve.get_concrete_function().structured_outputs
+        specs = {name: tf.TensorSpec(o.shape[1:], o.dtype) for name, o in outputs.items()}
+        return tf.map_fn(serve_one, image_bytes, fn_output_signature=specs)
+
+
+def export(run, directory: str | Path) -> Path:
+    """Writes a run's detector as a SavedModel.
+
+    It has two signatures: `serving_default` takes `images`, pixels, and `serving_bytes` takes
+    `image_bytes`, JPEG or PNG files as they are; see `Server`. The model needs only TensorFlow to
+    load. Beside it lies `categories.json`, the class names in the order of `classes`.
 
     Args:
         run: a `sepc_tf.runs.Run`.
         directory: where to write; replaced only when it holds a SavedModel already.
 
     Returns:
-        The directory as a `Path`.
+        The directory.
 
     Raises:
-        FileExistsError: the directory holds something else.
+        OutputError: the directory holds something else, is the working directory or one above it,
+            or cannot be written.
 
     Example:
         >>> export(load_run("runs/demo"), "served")
@@ -53,18 +75,26 @@ def export(run, directory):
         >>> serve(images=tf.zeros([1, 480, 640, 3], tf.uint8))["boxes"].shape
         TensorShape([1, 100, 4])
     """
-    directory = Path(directory)
-    occupied = directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
-    if occupied and not (directory / "saved_model.pb").is_file():
-        raise FileExistsError(
+    place = Path(directory).resolve()
+    if Path.cwd().is_relative_to(place):
+        raise OutputError(f"{directory} is where this command runs; name an empty or a new folder")
+    occupied = place.exists() and not (place.is_dir() and not any(place.iterdir()))
+    if occupied and not (place / "saved_model.pb").is_file():
+        raise OutputError(
             f"{directory} exists and holds no SavedModel; name an empty or a new folder"
         )
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    server = Server(run.detector, run.config.data)
-    tf.saved_model.save(server, str(partial), signatures={"serving_default": server.serve})
-    (partial / "categories.json").write_text(json.dumps(run.categories, indent=2) + "\n")
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(partial, directory)
-    return directory
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.")
+    except OSError as error:
+        raise OutputError(f"{directory} cannot be written: {error.strerror}") from error
+    with temporary as folder:
+        partial = Path(folder) / "model"
+        server = Server(run.detector, run.config.data)
+        signatures = {"serving_default": server.serve, "serving_bytes": server.serve_bytes}
+        tf.saved_model.save(server, str(partial), signatures=signatures)
+        write_json(partial / "categories.json", run.categories)
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(partial, place)
+    return Path(directory)

@@ -9,15 +9,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from sepc_tf.data.images import read_image
+from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
 from sepc_tf.errors import UnreadableImageError
 from sepc_tf.files import write_json
 from sepc_tf.inference import detect_images
 from sepc_tf.visualization import draw_detections
 
 log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)

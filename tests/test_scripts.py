@@ -42,6 +42,7 @@ def coco(demo, **changed):
     paths |= {key.replace("__", "."): value for key, value in changed.items()}
     return [
         "data.source=coco",
+        "data.directory=null",
         "train.strategy=one",
         *(f"data.{key}={value}" for key, value in paths.items()),
     ]

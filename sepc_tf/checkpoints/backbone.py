@@ -4,7 +4,7 @@ from pathlib import Path
 
 import keras
 
-from sepc_tf.checkpoints.io import read_state_dict
+from sepc_tf.checkpoints.io import read_state_dict, reason_of
 from sepc_tf.checkpoints.mmdet import import_state_dict
 from sepc_tf.checkpoints.variables import assign_variables, named_variables, read_variables
 from sepc_tf.errors import CheckpointError
@@ -79,7 +79,9 @@ def _load_keras_weights(backbone, path):
         else:
             keras.Model(images, backbone(images)).load_weights(path)
     except Exception as error:
-        raise CheckpointError(f"checkpoint {path}: does not fit the backbone ({error})") from error
+        raise CheckpointError(
+            f"checkpoint {path}: does not fit the backbone ({reason_of(error)})"
+        ) from error
 
 
 def _backbone_of_keras_file(path, cls):
@@ -87,7 +89,9 @@ def _backbone_of_keras_file(path, cls):
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:
-        raise CheckpointError(f"checkpoint {path}: Keras cannot load it ({error})") from error
+        raise CheckpointError(
+            f"checkpoint {path}: Keras cannot load it ({reason_of(error)})"
+        ) from error
     for layer in [model, getattr(model, "backbone", None), *getattr(model, "layers", [])]:
         if isinstance(layer, cls):
             return read_variables(named_variables(layer))

@@ -243,15 +243,25 @@ def check_dataset(annotations_json, image_dir, decode=True):
     try:
         content = read_annotations(annotations_json)
     except DatasetError as error:
-        found = _Problems()
-        found.add("unusable annotation file", error)
-        return DatasetReport(str(annotations_json), 0, 0, 0, 0, decode, found.list())
+        return unusable_report(annotations_json, error, decode)
+    return check_content(content, image_dir, annotations_json, decode)
+
+
+def unusable_report(name, error, decode):
+    """The `DatasetReport` of annotations that cannot be read at all."""
+    found = _Problems()
+    found.add("unusable annotation file", error)
+    return DatasetReport(str(name), 0, 0, 0, 0, decode, found.list())
+
+
+def check_content(content, image_dir, name, decode=True):
+    """`check_dataset` for annotations already in memory; `name` stands for the file."""
     problems = annotation_problems(content, image_dir)
     if decode:
         problems = _merge(problems, _image_problems(content["images"], image_dir))
     with_boxes = {annotation["image_id"] for annotation in content["annotations"]}
     return DatasetReport(
-        annotations_json=str(annotations_json),
+        annotations_json=str(name),
         num_images=len(content["images"]),
         num_annotations=len(content["annotations"]),
         num_categories=len(content["categories"]),

@@ -94,12 +94,23 @@ class CocoDataset:
             (('zero', 'one'), 200)
         """
         content = read_annotations(annotations_json)
-        raise_on_errors(annotation_problems(content, image_dir), annotations_json)
+        return cls.from_folder(content, image_dir, name=str(annotations_json))
+
+    @classmethod
+    def from_folder(cls, content, image_dir, name):
+        """A data set from annotations in memory and a folder of images; checked as by `load`.
+
+        Args:
+            content: dict with `images`, `annotations`, `categories`, well formed.
+            image_dir: folder that the file names in it are relative to.
+            name: for messages.
+        """
+        raise_on_errors(annotation_problems(content, image_dir), name)
 
         def reader(file_name):
             return Path(os.path.join(image_dir, file_name)).read_bytes
 
-        return cls.from_content(content, reader, name=str(annotations_json))
+        return cls.from_content(content, reader, name)
 
     @classmethod
     def from_content(cls, content, reader, name):

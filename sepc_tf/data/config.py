@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sepc_tf.settings import setting
+from sepc_tf.settings import check_unused, setting
 
 
 @dataclasses.dataclass
@@ -11,14 +11,20 @@ class SplitConfig:
 
     annotations: str | None = None  # a COCO instances json
     images: str | None = None  # the folder its file names are relative to
+    # yolo, voc, tfds: the name of the split there; by default train and val (tfds: validation)
+    split: str | None = None
 
 
 @dataclasses.dataclass
 class DataConfig:
     """A data set and its preparation."""
 
-    source: str = setting("coco", choices=("coco", "demo", "tfds"))
-    directory: str | None = None  # demo: where it is generated; tfds: its data_dir
+    source: str = setting("coco", choices=("coco", "yolo", "voc", "demo", "tfds"))
+    # yolo: the data.yaml or its folder; voc: a folder as VOCdevkit/VOC2007; demo: where it is
+    # generated; tfds: its data_dir
+    directory: str | None = None
+    # voc: the classes in the order of the labels; by default those found
+    class_names: list[str] | None = None
     train: SplitConfig = setting(SplitConfig())
     val: SplitConfig = setting(SplitConfig())
     short_side: list[int] = setting([800], at_least=1)
@@ -33,3 +39,26 @@ class DataConfig:
     skip_empty_images: bool = False  # leave images without boxes out of training
     # skip (named and counted) | stop
     corrupt_images: str = setting("skip", choices=("skip", "stop"))
+
+
+# Of each source, the settings of a split and of the data that it does not use.
+_UNUSED = {
+    "coco": (("split",), ("directory", "class_names")),
+    "yolo": (("annotations", "images"), ("class_names",)),
+    "voc": (("annotations", "images"), ()),
+    "demo": (("annotations", "images", "split"), ("class_names",)),
+    "tfds": (("annotations", "images"), ("class_names",)),
+}
+
+
+def check_source(data: DataConfig) -> None:
+    """Refuses settings that `data.source` does not use.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    of_split, of_data = _UNUSED[data.source]
+    reason = f"data.source: {data.source}"
+    for split in ("train", "val"):
+        check_unused(getattr(data, split), of_split, f"data.{split}.", reason)
+    check_unused(data, of_data, "data.", reason)

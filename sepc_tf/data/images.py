@@ -8,6 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sepc_tf.errors import UnreadableImageError
 
 ORIENTATION = 0x0112  # EXIF tag
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 def read_image(path):
@@ -56,8 +57,8 @@ def decode_image(contents, name="image"):
 
 
 def image_size(contents):
-    """(height, width) after EXIF rotation, from the header alone, of the bytes of a file."""
-    with Image.open(io.BytesIO(contents)) as image:
+    """(height, width) after EXIF rotation, from the header alone; of a file, or of its bytes."""
+    with Image.open(io.BytesIO(contents) if isinstance(contents, bytes) else contents) as image:
         width, height = image.size
         rotated = image.getexif().get(ORIENTATION, 1) >= 5  # 5 to 8 swap the axes
     return (width, height) if rotated else (height, width)

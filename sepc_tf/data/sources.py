@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.config import check_source
 from sepc_tf.data.demo import make_demo_dataset
+from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.errors import ConfigError
 
@@ -20,28 +22,33 @@ def load_split(data, split):
         A `CocoDataset`.
 
     Raises:
-        ConfigError: a path that the source needs is not set.
+        ConfigError: a path that the source needs is not set, or a setting that it does not use is.
         DatasetError: the data cannot be used.
     """
+    settings = getattr(data, split)
     if data.source == "coco":
-        paths = getattr(data, split)
         for key in ("annotations", "images"):
-            if getattr(paths, key) is None:
+            if getattr(settings, key) is None:
                 raise ConfigError(
                     f"data.{split}.{key} is not set; data.source: coco needs an annotation file "
                     "(data.SPLIT.annotations) and an image folder (data.SPLIT.images)"
                 )
-        return CocoDataset.load(paths.annotations, paths.images)
+        check_source(data)
+        return CocoDataset.load(settings.annotations, settings.images)
     if data.directory is None:
         raise ConfigError(f"data.directory is not set; data.source: {data.source} needs it")
+    check_source(data)
     if data.source == "demo":
         root = Path(data.directory)
         if not (root / "annotations" / f"instances_{split}.json").is_file():
             make_demo_dataset(root)
         return CocoDataset.load(root / "annotations" / f"instances_{split}.json", root / split)
-    from sepc_tf.data.tfds_source import load_tfds
+    if data.source == "tfds":
+        from sepc_tf.data.tfds_source import load_tfds
 
-    return load_tfds(data.directory, {"train": "train", "val": "validation"}[split])
+        default = {"train": "train", "val": "validation"}[split]
+        return load_tfds(data.directory, settings.split or default)
+    return load_dataset(data.source, data.directory, settings.split or split, data.class_names)
 
 
 def training_pipeline(dataset, config):
