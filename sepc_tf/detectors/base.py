@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from sepc_tf import compat
 from sepc_tf.ops.anchors import AnchorGenerator
-from sepc_tf.ops.boxes import clip_boxes
+from sepc_tf.ops.boxes import clip_boxes, rescale_boxes
 from sepc_tf.ops.coders import BoxCoder, TBLRCoder
 from sepc_tf.ops.matching import EffectiveAreaMatcher, MaxIoUMatcher
 from sepc_tf.ops.nms import multiclass_nms, top_candidates
@@ -90,6 +90,7 @@ class Detector(keras_cv.models.RetinaNet):
         self.head = head
         self.anchor_generator = anchor_generator
         self.coder = coder
+        self.convention = coder.convention
         self.num_classes = head.num_classes
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
@@ -281,7 +282,7 @@ class Detector(keras_cv.models.RetinaNet):
 
     # ---------------------------------------------------------------- inference
 
-    def decode(self, outputs, image_sizes):
+    def decode(self, outputs, image_sizes, original_sizes=None):
         """Turns raw outputs into detections.
 
         Per level the `nms_pre` best cells' anchors by their highest class score; boxes clipped to
@@ -291,13 +292,17 @@ class Detector(keras_cv.models.RetinaNet):
         Args:
             outputs: what `call` returned.
             image_sizes: `[B, 2]` int32, height and width of the valid part of each image.
+            original_sizes: `[B, 2]`, height and width of these in the pixels that boxes are wanted
+                in, as in `rescale_boxes`; None where these are the pixels of the network's input.
 
         Returns:
-            dict of `boxes` `[B, D, 4]` float32 xyxy in pixels of the network's input, `scores`
-            `[B, D]` float32, `classes` `[B, D]` int32 (-1 past the end), `num_detections` `[B]`
-            int32; D = `max_detections`.
+            dict of `boxes` `[B, D, 4]` float32 xyxy, `scores` `[B, D]` float32, `classes` `[B, D]`
+            int32 (-1 past the end), `num_detections` `[B]` int32; D = `max_detections`.
         """
         boxes, scores = self.scored_boxes(outputs, image_sizes)
+        if original_sizes is not None:
+            # Before NMS, where mmdet1's widths with a last pixel depend on the scale.
+            boxes = rescale_boxes(boxes, image_sizes, original_sizes, self.convention)
         return multiclass_nms(
             boxes,
             scores,
@@ -328,9 +333,9 @@ class Detector(keras_cv.models.RetinaNet):
         boxes = clip_boxes(tf.concat(level_boxes, axis=1), image_sizes, self.coder.convention)
         return boxes, tf.concat(level_scores, axis=1)
 
-    def detect(self, images, image_sizes):
+    def detect(self, images, image_sizes, original_sizes=None):
         """Detections of a batch of preprocessed images; see `call` and `decode`."""
-        return self.decode(self(images, training=False), image_sizes)
+        return self.decode(self(images, training=False), image_sizes, original_sizes)
 
     def predict_step(self, batch):
         """Detections of a batch (`images` and `image_sizes`)."""

@@ -109,3 +109,30 @@ def clip_boxes(boxes, image_sizes, convention="modern"):
     height, width = tf.unstack(tf.cast(image_sizes, boxes.dtype), axis=-1)
     limits = tf.stack([width, height, width, height], axis=-1) - LAST_PIXEL[convention]
     return tf.minimum(tf.maximum(boxes, 0.0), limits[:, None])
+
+
+def rescale_boxes(boxes, image_sizes, original_sizes, convention="modern"):
+    """Boxes of a resized image in pixels of the original one.
+
+    `x <- x original_width / width`, y alike. "modern" then moves the corners into the original
+    image, the authors leave them.
+
+    Args:
+        boxes: `[B, N, 4]` xyxy.
+        image_sizes: `[B, 2]` height, width of the resized images.
+        original_sizes: `[B, 2]` height, width that these have in the pixels wanted, whole or not;
+            see `sepc_tf.data.preprocess.frame_sizes`.
+        convention: "modern" or "mmdet1".
+
+    Returns:
+        `[B, N, 4]` xyxy.
+
+    Example:
+        >>> boxes = tf.constant([[[0.0, 1.0, 4.0, 4.0]]])
+        >>> rescale_boxes(boxes, [[4, 4]], [[8, 2]]).numpy()
+        array([[[0., 2., 2., 8.]]], dtype=float32)
+    """
+    original_sizes = tf.cast(original_sizes, boxes.dtype)
+    scale = original_sizes / tf.cast(image_sizes, boxes.dtype)
+    boxes = boxes * tf.gather(scale, [1, 0, 1, 0], axis=1)[:, None]
+    return boxes if convention == "mmdet1" else clip_boxes(boxes, original_sizes)
