@@ -66,8 +66,8 @@ def draw(settings: AugmentationConfig, rng: np.random.Generator) -> Draw:
         A `Draw`: factors uniform in `1 - setting .. 1 + setting`, the hue in `-hue .. hue`, the
         noise in `0 .. noise_std`, the others in their range with their probability.
     """
-    brightness, contrast, saturation, hue = rng.uniform(-1.0, 1.0, 4)
-    noise, blur, crop, expand = rng.random(4)
+    brightness, contrast, saturation, hue = rng.uniform(-1.0, 1.0, 4).tolist()
+    noise, blur, crop, expand = rng.random(4).tolist()
     blurred, cropped, expanded = rng.random(3) < (
         settings.blur_probability,
         settings.crop_probability,
