@@ -6,15 +6,17 @@ pipeline, where images of one batch may differ in size.
 
 import tensorflow as tf
 
-from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
+from sepc_tf.data.preprocess import frame_sizes, pad_to_multiple, preprocess_image
+from sepc_tf.ops.boxes import LAST_PIXEL
 
 
 def detect_images(detector, data, images):
     """Detects objects in a batch of equally sized images.
 
     Resizes as the evaluation does (shorter side to `data.test_short_side` unless the longer one
-    would pass `data.long_side`), normalises, pads to a multiple of `data.size_divisor`, runs the
-    detector, and maps the boxes back.
+    would pass `data.long_side`), normalises, pads to a multiple of `data.size_divisor`, and runs
+    the detector. Boxes mean the same in every convention: x2 - x1 is the width, hence a detector
+    of "mmdet1" has its last pixel added, and its boxes may end up to a pixel outside the image.
 
     Args:
         detector: a `sepc_tf.detectors.Detector`.
@@ -26,7 +28,8 @@ def detect_images(detector, data, images):
         float32, `classes` `[batch, D]` int32 (-1 past the end) and `num_detections` `[batch]`
         int32; D is the detector's `max_detections`.
     """
-    batch, height, width = tf.unstack(tf.shape(images)[:3])
+    shape = tf.shape(images)
+    original_size = shape[1:3]
     resized = preprocess_image(
         images,
         short_side=data.test_short_side,
@@ -35,11 +38,14 @@ def detect_images(detector, data, images):
         std=data.std,
     )
     size = tf.shape(resized)[1:3]
-    detections = detector.detect(
-        pad_to_multiple(resized, data.size_divisor), tf.tile(size[None], [batch, 1])
+    frame = frame_sizes(
+        size, original_size, data.test_short_side, data.long_side, detector.convention
     )
-    limit = tf.cast(tf.stack([width, height] * 2), tf.float32)
-    scale = limit / tf.cast(tf.stack([size[1], size[0]] * 2), tf.float32)
-    boxes = tf.clip_by_value(detections["boxes"] * scale, 0.0, limit)
+    detections = detector.detect(
+        pad_to_multiple(resized, data.size_divisor),
+        *(tf.tile(x[None], [shape[0], 1]) for x in (size, frame)),
+    )
+    last_pixel = tf.constant([0.0, 0.0, 1.0, 1.0]) * LAST_PIXEL[detector.convention]
     present = detections["classes"] >= 0
-    return {**detections, "boxes": tf.where(present[..., None], boxes, 0.0)}
+    boxes = tf.where(present[..., None], detections["boxes"] + last_pixel, 0.0)
+    return {**detections, "boxes": boxes}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sepc_tf.data.images import read_image
+from sepc_tf.data.images import deep_peak, read_image
 from sepc_tf.errors import DatasetError, UnreadableImageError
 
 logger = logging.getLogger(__name__)
@@ -18,6 +18,7 @@ ERROR, WARNING = "error", "warning"
 MAX_EXAMPLES = 3
 # How far a box may stick out of its image before it is worth a line: annotations are rounded.
 OUTSIDE_TOLERANCE = 1.0
+FEWEST_TO_JUDGE = 5  # boxes from which their format is guessed
 
 
 @dataclass
@@ -183,6 +184,7 @@ def annotation_problems(content, image_dir):
             found.add(
                 "bad image size", f"{image['file_name']}: {image['width']} x {image['height']}"
             )
+    usable = 0
     for annotation in content["annotations"]:
         where = f"annotation {annotation['id']} (image {annotation['image_id']})"
         if annotation["category_id"] not in categories:
@@ -193,18 +195,24 @@ def annotation_problems(content, image_dir):
             continue
         x, y, width, height = annotation["bbox"]
         box = f"{where}: bbox [{x:g}, {y:g}, {width:g}, {height:g}]"
-        if width < 1 or height < 1 or annotation.get("area", 1) <= 0:
+        area = annotation.get("area")
+        if width < 1 or height < 1 or (area is not None and area <= 0):
             found.add("degenerate box", box)
             continue
         right, bottom = image["width"], image["height"]
         if x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
             found.add("box outside image", f"{box} in {right} x {bottom}")
-        elif (
+            continue
+        usable += 1
+        if (
             min(x, y) < -OUTSIDE_TOLERANCE
             or x + width > right + OUTSIDE_TOLERANCE
             or y + height > bottom + OUTSIDE_TOLERANCE
         ):
             found.add("box partly outside image", f"{box} in {right} x {bottom}")
+    if content["annotations"] and not usable:
+        found.add("no usable box", f"0 of {len(content['annotations'])}")
+    _guess_format(content["annotations"], images, found)
     return found.list()
 
 
@@ -222,6 +230,16 @@ def raise_on_errors(problems, name):
             logger.warning("%s: %s", name, line)
     if errors:
         raise DatasetError("\n  ".join([f"{name} cannot be used:", *errors]))
+
+
+def size_difference(annotated, actual):
+    """What to say about an image whose (width, height) is not the annotated one; "" if it is."""
+    if tuple(annotated) == tuple(actual):
+        return ""
+    rotated = " (is the EXIF rotation ignored in the annotations?)"
+    return "annotated {} x {}, is {} x {}".format(*annotated, *actual) + (
+        rotated if tuple(annotated) == tuple(actual)[::-1] else ""
+    )
 
 
 def check_dataset(annotations_json, image_dir, decode=True):
@@ -319,6 +337,10 @@ _KINDS = {
     "unknown category": (ERROR, "annotation has no class"),
     "unknown image": (ERROR, "annotation has no image"),
     "bad image size": (ERROR, "boxes cannot be placed"),
+    "no usable box": (ERROR, "all are degenerate or outside their image: nothing to learn"),
+    "boxes within 0..1": (ERROR, "COCO's are in pixels: are these relative to 1?"),
+    "boxes like x1, y1, x2, y2": (WARNING, "COCO's are x, y, width, height: is this xyxy?"),
+    "dark 16-bit image": (WARNING, "read as 0..65535, almost black: is this 12-bit data?"),
     "box outside image": (WARNING, "left out of training"),
     "box partly outside image": (WARNING, "clipped in training"),
     "degenerate box": (WARNING, "left out of training (width, height < 1 or area 0)"),
@@ -351,6 +373,33 @@ def _repeated(values):
     return [value for value, count in Counter(values).items() if count > 1]
 
 
+def _guess_format(annotations, images, found):
+    """Adds a problem when the boxes as a whole look like those of another format."""
+    placed = [(a["bbox"], images[a["image_id"]]) for a in annotations if a["image_id"] in images]
+    if not placed:
+        return
+    if all(0 <= value <= 1 for box, _ in placed for value in box):
+        found.add("boxes within 0..1", f"all {len(placed)}, as {placed[0][0]}")
+        return
+    # Real corners end inside the image and right of and below their beginning, all of them; taken
+    # for sides they stick out wherever the object's centre is in the right or the lower half.
+    inside = all(
+        x1 < x2 <= image["width"] + OUTSIDE_TOLERANCE
+        and y1 < y2 <= image["height"] + OUTSIDE_TOLERANCE
+        for (x1, y1, x2, y2), image in placed
+    )
+    outside = sum(
+        x + width > image["width"] + OUTSIDE_TOLERANCE
+        or y + height > image["height"] + OUTSIDE_TOLERANCE
+        for (x, y, width, height), image in placed
+    )
+    if inside and len(placed) >= FEWEST_TO_JUDGE and outside >= len(placed) / 4:
+        found.add(
+            "boxes like x1, y1, x2, y2",
+            f"{outside} of {len(placed)} stick out of their image, as {placed[0][0]}",
+        )
+
+
 def _missing_files(images, image_dir):
     # One listing instead of one look-up per image: 118 000 look-ups on a network disk take minutes.
     try:
@@ -369,23 +418,23 @@ def _image_problems(images, image_dir):
     def examine(image):
         path = os.path.join(image_dir, image["file_name"])
         if not os.path.isfile(path):
-            return None  # already reported as missing
+            return []  # already reported as missing
         try:
             height, width = read_image(path).shape[:2]
         except UnreadableImageError as error:
-            return "corrupt image", error
-        if (width, height) == (image["width"], image["height"]):
-            return None
-        rotated = " (is the EXIF rotation ignored in the annotations?)"
-        return "size differs from the file's", (
-            f"{image['file_name']}: annotated {image['width']} x {image['height']}, "
-            f"is {width} x {height}"
-            + (rotated if (height, width) == (image["width"], image["height"]) else "")
-        )
+            return [("corrupt image", error)]
+        results = []
+        wrong = size_difference((image["width"], image["height"]), (width, height))
+        if wrong:
+            results.append(("size differs from the file's", f"{image['file_name']}: {wrong}"))
+        peak = deep_peak(path)
+        if peak is not None and 2**8 <= peak < 2**12:
+            results.append(("dark 16-bit image", f"{image['file_name']}: largest value {peak}"))
+        return results
 
     found = _Problems()
     with ThreadPoolExecutor() as pool:
-        for result in pool.map(examine, images):
-            if result is not None:
-                found.add(*result)
+        for results in pool.map(examine, images):
+            for kind, example in results:
+                found.add(kind, example)
     return found.list()

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from sepc_tf.data.check import (
     annotation_problems,
     raise_on_errors,
     read_annotations,
+    size_difference,
 )
 from sepc_tf.data.images import decode_image
 from sepc_tf.errors import DatasetError, UnreadableImageError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,21 @@ class ImageRecord:
     read_bytes: Callable[[], bytes]
 
     def read(self):
-        """The image as uint8 `[H, W, 3]` RGB; `UnreadableImageError` when it cannot be read."""
+        """The image as uint8 `[H, W, 3]` RGB.
+
+        Raises:
+            UnreadableImageError: it cannot be read, or its size is not the annotated one, so that
+                the boxes would be at the wrong place.
+        """
         try:
             contents = self.read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"{self.file_name}: {error.strerror or error}") from error
-        return decode_image(contents, name=self.file_name)
+        pixels = decode_image(contents, name=self.file_name)
+        wrong = size_difference((self.width, self.height), pixels.shape[1::-1])
+        if wrong:
+            raise UnreadableImageError(f"{self.file_name}: {wrong}")
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,32 @@ class CocoDataset:
             raise DatasetError(f"{self.name}: no image has a box to train on")
         return dataclasses.replace(self, images=kept)
 
+    def check_trainable(self):
+        """Makes sure that there is something to learn.
+
+        Raises:
+            DatasetError: no box at all is left of what is annotated. When more than half of them
+                are dropped this is logged as a warning.
+        """
+        objects = [
+            annotation
+            for image in self.images
+            for annotation in self.coco.imgToAnns[image.image_id]
+            if not annotation["iscrowd"]
+        ]
+        used = sum(len(image.boxes) for image in self.images)
+        dropped = len(objects) - used
+        reason = (
+            f"{dropped} of its {len(objects)} boxes are dropped (narrower or lower than 1 pixel, "
+            "of area 0, or outside their image); check-dataset shows examples"
+        )
+        if not objects:
+            raise DatasetError(f"{self.name}: there is no box to train on, only images")
+        if not used:
+            raise DatasetError(f"{self.name}: there is no box to train on: {reason}")
+        if dropped > used:
+            logger.warning("%s: %s", self.name, reason)
+
     def first(self, count):
         """The same data set cut to its first `count` images, evaluation included."""
         if not 1 <= count <= len(self):
@@ -173,6 +212,33 @@ class CocoDataset:
     def file_names(self, image_ids):
         """File names of the given image ids; an id of -1 (padding of a batch) gives none."""
         return [self.coco.imgs[int(i)]["file_name"] for i in image_ids if int(i) in self.coco.imgs]
+
+
+def check_same_categories(train, val):
+    """Makes sure that a detector trained on one data set can be measured on another.
+
+    Args:
+        train, val: `CocoDataset`s.
+
+    Raises:
+        DatasetError: their category ids or names differ; what differs is named.
+
+    Example:
+        >>> check_same_categories(load_split(data, "train"), load_split(data, "val"))
+    """
+    ours, theirs = (dict(zip(d.category_ids, d.class_names)) for d in (train, val))
+    if ours == theirs:
+        return
+    different = [
+        f"id {number} is {ours.get(number, 'missing')} in the one and "
+        f"{theirs.get(number, 'missing')} in the other"
+        for number in sorted({**ours, **theirs})
+        if ours.get(number) != theirs.get(number)
+    ]
+    more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
+    raise DatasetError(
+        f"{train.name} and {val.name} need the same categories: {'; '.join(different[:3])}{more}"
+    )
 
 
 def _as_coco(content):
@@ -204,7 +270,9 @@ def _training_boxes(image, annotations, label_of):
         # Not np.clip: on two numbers it takes ten times as long, for a million of boxes seconds.
         x1, x2 = max(x, 0), min(x + width, image["width"])
         y1, y2 = max(y, 0), min(y + height, image["height"])
-        if x2 > x1 and y2 > y1:
-            boxes.append((x1, y1, x2, y2))
-            labels.append(label_of[annotation["category_id"]])
-    return np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)
+        boxes.append((x1, y1, x2, y2))
+        labels.append(label_of[annotation["category_id"]])
+    boxes, labels = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)
+    # In float32, where a sliver at the edge of the image may have no width any more.
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return boxes[kept], labels[kept]

@@ -64,6 +64,12 @@ def image_size(contents):
     return (width, height) if rotated else (height, width)
 
 
+def deep_peak(path):
+    """The largest value of a grey image of 16 or 32 bits; None for an image of other kinds."""
+    with Image.open(path) as image:
+        return int(np.asarray(image).max(initial=0)) if image.mode.startswith("I") else None
+
+
 def _to_rgb(image):
     if image.mode.startswith("I"):  # 16 or 32 bits per pixel: Pillow would clip them to 255
         grey = np.asarray(image).astype(np.int64)

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
+from sepc_tf.data.augment import augment, check_augmentation
+from sepc_tf.data.config import AugmentationConfig
+from sepc_tf.data.preprocess import frame_sizes, pad_to_multiple, preprocess_image
 from sepc_tf.errors import ConfigError, UnreadableImageError
+from sepc_tf.ops.boxes import LAST_PIXEL, clip_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +39,14 @@ class EpochPlan:
         indices: int64, positions in `dataset.images`.
         short_sides: int32, the scale the image is resized to.
         flips: bool, whether it is mirrored.
+        seeds: int64, of everything else that is random about it, see `sepc_tf.data.augment`.
         counted: bool; False marks the repeated images that fill up a last batch in evaluation.
     """
 
     indices: np.ndarray
     short_sides: np.ndarray
     flips: np.ndarray
+    seeds: np.ndarray
     counted: np.ndarray
 
 
@@ -56,13 +61,20 @@ class BatchPipeline:
     - `images` float32 `[B, H, W, 3]`, RGB, normalised, zero-padded at the bottom and the right to
       the largest image of the batch and a multiple of `size_divisor`;
     - `image_sizes` int32 `[B, 2]`, height and width without the padding;
-    - `original_sizes` int32 `[B, 2]`, height and width of the file's image;
+    - `original_sizes` int32 `[B, 2]`, height and width before resizing: of the file's image, or of
+      what cropping and expanding made of it;
     - `boxes` float32 `[B, M, 4]`, xyxy in pixels of `images`, padded with -1; M is a power of two;
     - `labels` int32 `[B, M]`, 0-based, padded with -1;
     - `image_ids` int64 `[B]`.
 
-    An image that cannot be read is named in the log and counted in `unreadable`; in training the
-    next readable image of the data set takes its place, in evaluation it has no detections.
+    Boxes are those of the convention. "modern": scaled as the image is, x clipped to [0, width]. As
+    mmdetection 1.x in "mmdet1": x2 = x1 + w - 1, both axes scaled by one factor, x clipped to
+    [0, width - 1], mirrored to width - 1 - x. A box of which float32 leaves no width or height is
+    no object.
+
+    An image that cannot be read, or has another size than its annotation says, is named in the log
+    and counted in `unreadable`. In training the next usable image of the data set takes its place,
+    one of its orientation if there is one; in evaluation it has no detections.
 
     Args:
         dataset: a `CocoDataset`.
@@ -73,8 +85,10 @@ class BatchPipeline:
         long_side: pixels the long side may have at most.
         scale_mode: "range" draws a whole number from low..high inclusive, "value" one of the list.
         flip_probability: of mirroring an image left to right in training.
+        augmentation: `AugmentationConfig` of what else happens to images in training.
         mean, std: three numbers each, in grey levels, RGB.
         size_divisor: what padded heights and widths are multiples of.
+        convention: "modern" or "mmdet1"; the detector's.
         seed: of everything random.
         unreadable: "skip" as described above, or "stop" with an error.
         num_parallel: images prepared at the same time; all cores by default.
@@ -99,9 +113,11 @@ class BatchPipeline:
         long_side=1333,
         scale_mode="range",
         flip_probability=0.0,
+        augmentation=None,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         size_divisor=32,
+        convention="modern",
         seed=0,
         unreadable="skip",
         num_parallel=tf.data.AUTOTUNE,
@@ -131,6 +147,7 @@ class BatchPipeline:
         _check(len(mean) == 3, "mean", "three numbers", mean)
         _check(len(std) == 3 and min(std) > 0, "std", "three positive numbers", std)
         _check(size_divisor >= 1, "size_divisor", ">= 1", size_divisor)
+        _check(convention in LAST_PIXEL, "convention", f"one of {sorted(LAST_PIXEL)}", convention)
         _check(unreadable in ("skip", "stop"), "unreadable", "'skip' or 'stop'", unreadable)
 
         self.dataset = dataset
@@ -140,8 +157,11 @@ class BatchPipeline:
         self.long_side = long_side
         self.scale_mode = scale_mode
         self.flip_probability = flip_probability if training else 0.0
+        self.augmentation = augmentation or AugmentationConfig()
+        check_augmentation(self.augmentation)
         self.mean, self.std = tuple(mean), tuple(std)
         self.size_divisor = size_divisor
+        self.convention = convention
         self.seed = seed
         self.stop_at_unreadable = unreadable == "stop"
         self.num_parallel = num_parallel
@@ -190,6 +210,7 @@ class BatchPipeline:
             indices=indices.astype(np.int64),
             short_sides=short_sides.astype(np.int32),
             flips=rng.random(indices.shape) < self.flip_probability,
+            seeds=np.random.default_rng([self.seed, epoch, 1]).integers(2**63, size=indices.shape),
             counted=counted,
         )
 
@@ -236,7 +257,10 @@ class BatchPipeline:
 
         def entries_of(epoch):
             entries = tf.numpy_function(
-                self._entries, [epoch], [tf.int64, tf.int32, tf.bool, tf.bool], stateful=False
+                self._entries,
+                [epoch],
+                [tf.int64, tf.int32, tf.bool, tf.int64, tf.bool],
+                stateful=False,
             )
             for entry in entries:
                 entry.set_shape([self.steps_per_epoch * self.batch_size])
@@ -251,13 +275,29 @@ class BatchPipeline:
         epoch, batch = divmod(step, self.steps_per_epoch)
         return [self.dataset.images[i].file_name for i in self.plan(epoch).indices[batch]]
 
+    def frame_sizes(self, batch):
+        """What `Detector.detect` takes as original sizes for a batch of evaluation.
+
+        Args:
+            batch: dict with `image_sizes` and `original_sizes`.
+
+        Returns:
+            `[B, 2]` float64, see `sepc_tf.data.preprocess.frame_sizes`.
+        """
+        return frame_sizes(
+            batch["image_sizes"],
+            batch["original_sizes"],
+            self.short_sides[0],
+            self.long_side,
+            self.convention,
+        )
+
     # Carrying out the plan ----------------------------------------------------------------------
 
     def _entries(self, epoch):
         plan = self.plan(int(epoch))
-        return tuple(
-            array.ravel() for array in (plan.indices, plan.short_sides, plan.flips, plan.counted)
-        )
+        arrays = (plan.indices, plan.short_sides, plan.flips, plan.seeds, plan.counted)
+        return tuple(array.ravel() for array in arrays)
 
     def _batches(self, entries, cardinality):
         samples = entries.map(self._sample, num_parallel_calls=self.num_parallel)
@@ -283,12 +323,12 @@ class BatchPipeline:
         )
         return batches.prefetch(2).with_options(options)
 
-    def _sample(self, index, short_side, flip, counted):
+    def _sample(self, index, short_side, flip, seed, counted):
         # Declared stateless, its only state being a counter: with op determinism on, tf.data runs
         # stateful functions one after the other.
         pixels, boxes, labels, image_id = tf.numpy_function(
             self._read,
-            [index, counted],
+            [index, seed, counted],
             [tf.uint8, tf.float32, tf.int32, tf.int64],
             stateful=False,
         )
@@ -303,30 +343,32 @@ class BatchPipeline:
         image = preprocess_image(pixels, short_side, self.long_side, self.mean, self.std)
         image_size = tf.shape(image)[:2]
 
-        scale = tf.cast(image_size / original_size, tf.float32)
-        boxes *= tf.stack([scale[1], scale[0], scale[1], scale[0]])
-        height, width = tf.unstack(tf.cast(image_size, tf.float32))
-        boxes = tf.clip_by_value(boxes, 0.0, tf.stack([width, height, width, height]))
+        last = LAST_PIXEL[self.convention]
+        frame = frame_sizes(image_size, original_size, short_side, self.long_side, self.convention)
+        scale = tf.cast(tf.cast(image_size, tf.float64) / frame, tf.float32)
+        boxes = (boxes - [0.0, 0.0, last, last]) * tf.gather(scale, [1, 0, 1, 0])
+        boxes = clip_boxes(boxes[None], image_size[None], self.convention)[0]
         if self.flip_probability > 0:
             x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
-            mirrored = tf.stack([width - x2, y1, width - x1, y2], axis=-1)
-            boxes = tf.where(flip, mirrored, boxes)
+            right = tf.cast(image_size[1], tf.float32) - last
+            boxes = tf.where(flip, tf.stack([right - x2, y1, right - x1, y2], axis=-1), boxes)
+        kept = (labels >= 0) & tf.reduce_all(boxes[:, 2:] + last > boxes[:, :2], axis=1)
+        order = tf.argsort(tf.where(kept, 0, 1), stable=True)  # padding stays at the end
+        boxes, labels, kept = (tf.gather(x, order) for x in (boxes, labels, kept))
         return {
             "images": pad_to_multiple(image, self.size_divisor),
             "image_sizes": image_size,
             "original_sizes": original_size,
-            "boxes": tf.where(labels[:, None] >= 0, boxes, -1.0),
-            "labels": labels,
+            "boxes": tf.where(kept[:, None], boxes, -1.0),
+            "labels": tf.where(kept, labels, -1),
             "image_ids": image_id,
         }
 
-    def _read(self, index, counted):
+    def _read(self, index, seed, counted):
         """Pixels, boxes, labels and id of an image, or of the one that stands in for it."""
         index = int(index)
-        for offset in range(len(self.dataset)):
-            candidate = (index + offset) % len(self.dataset)
-            if self._is_landscape[candidate] != self._is_landscape[index]:
-                continue
+        reason = None
+        for candidate in self._candidates(index):
             record = self.dataset.images[candidate]
             try:
                 pixels = record.read()
@@ -334,24 +376,40 @@ class BatchPipeline:
                 if self.stop_at_unreadable:
                     raise
                 self._count(record, error)
+                reason = reason or error
                 continue
-            stands_in = offset > 0 and not self.training
+            boxes, labels = record.boxes, record.labels
+            if self.training:
+                pixels, boxes, labels = augment(
+                    pixels, boxes, labels, self.augmentation, seed, np.rint(self.mean)
+                )
+            stands_in = candidate != index and not self.training
             image_id = record.image_id if counted and not stands_in else -1
-            count = len(record.boxes)
+            count = len(boxes)
             # Powers of two: a step compiled by XLA then meets few shapes, and never zero boxes.
             rows = 1 << max(count - 1, 0).bit_length()
-            boxes, labels = np.full((rows, 4), -1, np.float32), np.full(rows, -1, np.int32)
-            boxes[:count], labels[:count] = record.boxes, record.labels
+            padding = ((0, rows - count), (0, 0))
+            boxes = np.pad(boxes, padding, constant_values=-1)
+            labels = np.pad(labels, padding[0], constant_values=-1)
             return pixels, boxes, labels, np.int64(image_id)
-        raise UnreadableImageError(f"{self.dataset.name}: none of its images can be read")
+        raise UnreadableImageError(
+            f"{self.dataset.name}: none of its images can be used ({len(self.dataset)} tried); "
+            f"the first was {reason}"
+        )
+
+    def _candidates(self, index):
+        """`index`, the images after it of its orientation, then those of the other one."""
+        yield index
+        following = (index + np.arange(1, len(self.dataset))) % len(self.dataset)
+        same = self._is_landscape[following] == self._is_landscape[index]
+        yield from following[same]
+        yield from following[~same]
 
     def _count(self, record, error):
         with self._lock:
             self.unreadable[record.file_name] += 1
             if self.unreadable[record.file_name] == 1:
-                logger.warning(
-                    "skipped unreadable image %s (%d so far)", error, len(self.unreadable)
-                )
+                logger.warning("skipped image %s (%d so far)", error, len(self.unreadable))
 
 
 def _check(condition, name, expected, got):

@@ -22,10 +22,47 @@ def resized_size(height, width, short_side, long_side):
         >>> resized_size(480, 640, 800, 1333).numpy()
         array([ 800, 1067], dtype=int32)
     """
-    size = tf.cast(tf.stack([height, width]), tf.float64)
+    size = tf.stack([height, width])
+    return tf.maximum(tf.cast(tf.floor(_scaled(size, short_side, long_side) + 0.5), tf.int32), 1)
+
+
+def frame_sizes(image_sizes, original_sizes, short_side, long_side, convention="modern"):
+    """The size, in pixels of the original image, that box arithmetic takes a resized image for.
+
+    A box of the original image is multiplied by `resized size / frame size`, and a detection
+    divided by it. In "modern" the frame is the original image: each axis has the factor by which
+    it was resized, rounding included. mmdetection 1.x multiplies both axes by the one factor
+    `scale` of `resized_size`; in "mmdet1" the frame is `resized size / scale`, a fraction of a
+    pixel more or less than the original image.
+
+    Args:
+        image_sizes: `[..., 2]` int, height and width after resizing.
+        original_sizes: `[..., 2]` int, height and width before.
+        short_side, long_side: what was given to `resized_size`.
+        convention: "modern" or "mmdet1".
+
+    Returns:
+        `[..., 2]` float64, height and width.
+
+    Example:
+        >>> frame_sizes([800, 1067], [480, 640], 800, 1333, "mmdet1").numpy()
+        array([480. , 640.2])
+    """
+    original_sizes = tf.cast(original_sizes, tf.float64)
+    if convention == "modern":
+        return original_sizes
+    scale = _scaled(original_sizes, short_side, long_side) / original_sizes
+    return tf.cast(image_sizes, tf.float64) / scale
+
+
+def _scaled(sizes, short_side, long_side):
+    """`[..., 2]` sizes at the largest scale that neither side forbids, not rounded."""
+    sizes = tf.cast(sizes, tf.float64)
     short_side, long_side = tf.cast(short_side, tf.float64), tf.cast(long_side, tf.float64)
-    scale = tf.minimum(long_side / tf.reduce_max(size), short_side / tf.reduce_min(size))
-    return tf.maximum(tf.cast(tf.floor(size * scale + 0.5), tf.int32), 1)
+    return sizes * tf.minimum(
+        long_side / tf.reduce_max(sizes, axis=-1, keepdims=True),
+        short_side / tf.reduce_min(sizes, axis=-1, keepdims=True),
+    )
 
 
 def preprocess_image(image_uint8, short_side, long_side, mean, std):

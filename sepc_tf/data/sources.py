@@ -57,8 +57,12 @@ def training_pipeline(dataset, config):
     Args:
         dataset: a `CocoDataset`.
         config: a `sepc_tf.config.Config`.
+
+    Raises:
+        DatasetError: there is no box to train on.
     """
     data = config.data
+    dataset.check_trainable()
     return BatchPipeline(
         dataset.without_empty_images() if data.skip_empty_images else dataset,
         batch_size=config.train.batch_size,
@@ -66,8 +70,9 @@ def training_pipeline(dataset, config):
         short_side=data.short_side,
         scale_mode=data.short_side_mode,
         flip_probability=data.flip_probability,
+        augmentation=data.augmentation,
         seed=config.train.seed,
-        **_common_options(data),
+        **_common_options(config),
     )
 
 
@@ -78,15 +83,17 @@ def evaluation_pipeline(dataset, config):
         batch_size=config.train.batch_size,
         training=False,
         short_side=config.data.test_short_side,
-        **_common_options(config.data),
+        **_common_options(config),
     )
 
 
-def _common_options(data):
+def _common_options(config):
+    data = config.data
     return {
         "long_side": data.long_side,
         "mean": data.mean,
         "std": data.std,
         "size_divisor": data.size_divisor,
+        "convention": config.detector.convention,
         "unreadable": data.corrupt_images,
     }

@@ -81,8 +81,9 @@ class Detector(keras.Model):
         Args:
             images: `[B, H, W, 3]` float32, normalised and padded.
             image_sizes: `[B, 2]` int32, height and width of the valid part of each image.
-            original_sizes: `[B, 2]` int32, height and width before resizing; None where boxes are
-                wanted in pixels of `images`.
+            original_sizes: `[B, 2]`, height and width of the valid parts in the pixels that boxes
+                are wanted in, as in `sepc_tf.ops.boxes.rescale_boxes`; None where these are the
+                pixels of `images`.
 
         Returns:
             dict of `boxes` `[B, D, 4]` float32 xyxy in pixels of the original images (or of

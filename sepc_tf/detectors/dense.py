@@ -192,6 +192,7 @@ class DenseDetector(Detector):
         """
         boxes, scores = self.scored_boxes(outputs, image_sizes)
         if original_sizes is not None:
+            # Before NMS, where mmdet1's widths with a last pixel depend on the scale.
             boxes = rescale_boxes(boxes, image_sizes, original_sizes, self.convention)
         return multiclass_nms(
             boxes,

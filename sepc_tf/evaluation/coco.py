@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sepc_tf.files import write_json
+from sepc_tf.ops.boxes import LAST_PIXEL
 
 METRIC_NAMES = (
     "AP",
@@ -83,16 +84,16 @@ class CocoMetrics:
         return table
 
 
-def to_coco_results(detections, dataset):
-    """Detections of a batch in COCO's result format, in pixels of the original images.
+def to_coco_results(detections, dataset, convention="modern"):
+    """Detections of a batch in COCO's result format.
 
     Args:
         detections: dict of arrays; B images, D detections each:
-            `boxes` `[B, D, 4]`, xyxy in pixels of the resized image; `scores` `[B, D]`; `classes`
-            `[B, D]`, 0-based labels, -1 where padded; `image_sizes` `[B, 2]`, height and width of
-            the resized images; `original_sizes` `[B, 2]`, of the files' images; `image_ids` `[B]`,
-            -1 for an image that is not to be counted. Further keys are ignored.
+            `boxes` `[B, D, 4]`, xyxy in pixels of the original image; `scores` `[B, D]`; `classes`
+            `[B, D]`, 0-based labels, -1 where padded; `image_ids` `[B]`, -1 for an image that is
+            not to be counted. Further keys are ignored.
         dataset: the `CocoDataset` of the images.
+        convention: of the detector; "modern" reports the width x2 - x1, "mmdet1" x2 - x1 + 1.
 
     Returns:
         A list of dicts `image_id`, `category_id`, `bbox` (x, y, width, height), `score`. Numbers
@@ -101,29 +102,21 @@ def to_coco_results(detections, dataset):
     Example:
         >>> results = []
         >>> for batch in pipeline.for_epoch():
-        ...     detections = detector.detect(batch["images"], batch["image_sizes"])
-        ...     results += to_coco_results({**batch, **detections}, dataset)
+        ...     sizes = batch["image_sizes"], pipeline.frame_sizes(batch)
+        ...     detections = detector.detect(batch["images"], *sizes)
+        ...     results += to_coco_results({**batch, **detections}, dataset, detector.convention)
     """
-    boxes, scores, classes, image_sizes, original_sizes, image_ids = (
-        np.asarray(detections[name])
-        for name in (
-            "boxes",
-            "scores",
-            "classes",
-            "image_sizes",
-            "original_sizes",
-            "image_ids",
-        )
+    boxes, scores, classes, image_ids = (
+        np.asarray(detections[name]) for name in ("boxes", "scores", "classes", "image_ids")
     )
-    scale = original_sizes.astype(np.float64) / image_sizes
-    scale = scale[:, [1, 0, 1, 0]]
     results = []
     for number, image_id in enumerate(image_ids):
         if image_id < 0:
             continue
         kept = classes[number] >= 0
-        boxes_xyxy = boxes[number, kept].astype(np.float64) * scale[number]
-        boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], 1)
+        corners = boxes[number, kept].astype(np.float64)
+        sides = corners[:, 2:] - corners[:, :2] + LAST_PIXEL[convention]
+        boxes_xywh = np.concatenate([corners[:, :2], sides], axis=1)
         results += [
             {
                 "image_id": int(image_id),

@@ -42,7 +42,7 @@ class Evaluator:
         results = []
         for batch in self.strategy.experimental_distribute_dataset(self.pipeline.for_epoch()):
             outputs = {name: value.numpy() for name, value in self._detect(batch).items()}
-            results += to_coco_results(outputs, self.dataset)
+            results += to_coco_results(outputs, self.dataset, self.pipeline.convention)
         return results
 
     def evaluate_and_log(self, writer, step):
@@ -100,9 +100,10 @@ class Evaluator:
 
     def _detect_batch(self, batch):
         def detect(batch):
-            detections = self.detector.detect(batch["images"], batch["image_sizes"])
-            names = ("image_ids", "image_sizes", "original_sizes")
-            return {**detections, **{name: batch[name] for name in names}}
+            detections = self.detector.detect(
+                batch["images"], batch["image_sizes"], self.pipeline.frame_sizes(batch)
+            )
+            return {**detections, "image_ids": batch["image_ids"]}
 
         outputs = self.strategy.run(detect, args=(batch,))
         if self.strategy.num_replicas_in_sync == 1:

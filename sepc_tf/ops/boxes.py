@@ -112,28 +112,30 @@ def clip_boxes(boxes, image_sizes, convention="modern"):
 
 
 def rescale_boxes(boxes, image_sizes, original_sizes, convention="modern"):
-    """Boxes of resized images in pixels of the original ones.
+    """Boxes of a resized image in pixels of the original one.
 
-    Each coordinate is multiplied by original size / resized size, and clipped to the original
-    image ("modern" only: the authors do not clip again).
+    `x <- x original_width / width`, y alike. "modern" then moves the corners into the original
+    image, the authors leave them.
 
     Args:
-        boxes: `[B, N, 4]` xyxy, in pixels of the resized images.
-        image_sizes: `[B, 2]` height, width of the resized images, without padding.
-        original_sizes: `[B, 2]` height, width.
+        boxes: `[B, N, 4]` xyxy.
+        image_sizes: `[B, 2]` height, width of the resized images.
+        original_sizes: `[B, 2]` height, width that these have in the pixels wanted, whole or not;
+            see `sepc_tf.data.preprocess.frame_sizes`.
         convention: "modern" or "mmdet1".
 
     Returns:
         `[B, N, 4]` xyxy.
 
     Example:
-        >>> boxes = tf.constant([[[0.0, 10.0, 50.0, 100.0]]])
-        >>> rescale_boxes(boxes, [[100, 50]], [[200, 100]]).numpy()
-        array([[[  0.,  20., 100., 200.]]], dtype=float32)
+        >>> boxes = tf.constant([[[0.0, 1.0, 4.0, 4.0]]])
+        >>> rescale_boxes(boxes, [[4, 4]], [[8, 2]]).numpy()
+        array([[[0., 2., 2., 8.]]], dtype=float32)
     """
-    scale = tf.cast(original_sizes, boxes.dtype) / tf.cast(image_sizes, boxes.dtype)
+    original_sizes = tf.cast(original_sizes, boxes.dtype)
+    scale = original_sizes / tf.cast(image_sizes, boxes.dtype)
     boxes = boxes * tf.gather(scale, [1, 0, 1, 0], axis=1)[:, None]
-    return clip_boxes(boxes, original_sizes) if convention == "modern" else boxes
+    return boxes if convention == "mmdet1" else clip_boxes(boxes, original_sizes)
 
 
 def aligned_iou(boxes_a, boxes_b, convention="modern", generalized=False):

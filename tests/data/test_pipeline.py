@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.config import AugmentationConfig
 from sepc_tf.data.images import ORIENTATION
 from sepc_tf.data.pipeline import IMAGENET_MEAN, IMAGENET_STD, BatchPipeline
 from sepc_tf.data.preprocess import preprocess_image
@@ -167,9 +168,9 @@ def test_nothing_is_decoded_to_get_to_a_step(tmp_path):
     pipeline = make_pipeline(dataset, batch_size=2, num_parallel=1)
     original = BatchPipeline._read
 
-    def counting(self, index, counted):
+    def counting(self, index, seed, counted):
         opened.append(int(index))
-        return original(self, index, counted)
+        return original(self, index, seed, counted)
 
     pipeline._read = counting.__get__(pipeline)
     batch = next(iter(pipeline.training_batches(600 * 6 + 4)))
@@ -242,7 +243,7 @@ def test_unreadable_image_is_named_counted_and_replaced_in_training(tmp_path, ca
     with caplog.at_level(logging.WARNING, logger="sepc_tf"):
         first = to_numpy(pipeline.for_epoch(0))
     assert dict(pipeline.unreadable) == {"1.png": 1}
-    assert caplog.text.count("skipped unreadable image 1.png") == 1
+    assert caplog.text.count("skipped image 1.png") == 1
     landscape = next(b for b in first if b["original_sizes"][0, 1] > 20)
     # The next one of the same orientation, with its own boxes and id.
     assert sorted(landscape["image_ids"]) == [100, 103, 103]
@@ -267,18 +268,85 @@ def test_unreadable_image_can_stop(tmp_path):
         list(make_pipeline(dataset, unreadable="stop").for_epoch(0))
     for index in (0, 1):
         corrupt(tmp_path, index)
-    with pytest.raises(tf.errors.OpError, match="none of its images can be read"):
+    message = r"none of its images can be used \(3 tried\); the first was .\.png"
+    with pytest.raises(tf.errors.OpError, match=message):
         list(make_pipeline(dataset).for_epoch(0))
 
 
-def test_rotated_and_wrongly_annotated_sizes_follow_the_file(tmp_path):
-    dataset = make_dataset(tmp_path, [(20, 30), (20, 30)])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_only_image_of_its_orientation_may_be_unreadable(tmp_path, training):
+    dataset = make_dataset(tmp_path, [(30, 20)] * 5 + [(20, 30)] + [(30, 21)] * 6)
+    corrupt(tmp_path, 5)
+    pipeline = make_pipeline(dataset, training=training, batch_size=3)
+    ids = np.concatenate([batch["image_ids"] for batch in to_numpy(pipeline.for_epoch())])
+    assert set(ids[ids >= 0]) == {100 + i for i in range(12) if i != 5}
+    assert training or len(ids[ids >= 0]) == 11, "what stands in is not counted"
+    assert set(pipeline.unreadable) == {"5.png"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_image_of_another_size_than_annotated_is_not_used(tmp_path, caplog, training):
+    dataset = make_dataset(tmp_path, [(20, 30)] * 4)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "0.png", exif=exif)
-    [batch] = to_numpy(make_pipeline(dataset, training=False, batch_size=2).for_epoch())
-    sizes = dict(zip(batch["image_ids"], batch["original_sizes"].tolist()))
-    assert sizes == {100: [30, 20], 101: [20, 30]}
+    Image.fromarray(np.zeros((20, 31, 3), np.uint8)).save(tmp_path / "2.png")
+    pipeline = make_pipeline(dataset, training=training, batch_size=4)
+    with caplog.at_level(logging.WARNING, logger="sepc_tf"):
+        [batch] = to_numpy(pipeline.for_epoch())
+    assert sorted(batch["image_ids"]) == ([101, 101, 103, 103] if training else [-1, -1, 101, 103])
+    assert dict(pipeline.unreadable) == {"0.png": 1, "2.png": 1}
+    assert "0.png: annotated 30 x 20, is 20 x 30 (is the EXIF rotation ignored" in caplog.text
+    assert "2.png: annotated 30 x 20, is 31 x 20 (" in caplog.text
+    with pytest.raises(tf.errors.OpError, match="annotated 30 x 20, is"):
+        list(make_pipeline(dataset, training=training, unreadable="stop").for_epoch())
+
+
+def authors_boxes(record, short_side, long_side, flip):
+    """mmdetection 1.x: loading, `Resize`, `RandomFlip`, on the annotated boxes."""
+    sides = sorted((record.height, record.width))
+    factor = np.float32(min(short_side / sides[0], long_side / sides[1]))
+    height, width = (int(side * factor + 0.5) for side in (record.height, record.width))
+    boxes = (record.boxes - np.float32([0, 0, 1, 1])) * factor
+    boxes[:, 0::2] = np.clip(boxes[:, 0::2], 0, width - 1)
+    boxes[:, 1::2] = np.clip(boxes[:, 1::2], 0, height - 1)
+    if flip:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]] - 1
+    return boxes
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_of_mmdet1_are_the_authors(dataset, flip):
+    records = {image.image_id: image for image in dataset.images}
+    pipeline = make_pipeline(
+        dataset, convention="mmdet1", flip_probability=float(flip), short_side=37
+    )
+    checked = 0
+    for batch in to_numpy(pipeline.for_epoch()):
+        for number, image_id in enumerate(batch["image_ids"]):
+            expected = authors_boxes(records[image_id], 37, 64, flip)
+            got = batch["boxes"][number, batch["labels"][number] >= 0]
+            np.testing.assert_allclose(got, expected, atol=2e-5)
+            checked += len(got)
+    assert checked > 15
+
+
+def test_box_that_loses_its_sides_to_float32_is_no_object(tmp_path):
+    """One step of float32 inside the image as it is, none when enlarged; an object beside it."""
+    edge = float(np.nextafter(np.float32(42), np.float32(0)))
+    boxes = [[edge, 5, 20, 10], [2, 4, 10, 12], [42 - 1e-7, 5, 20, 20]]
+    dataset = make_dataset(tmp_path, [(42, 42)] * 2, lambda i: boxes)
+    [record, _] = dataset.images
+    assert len(record.boxes) == 2, "the last one has no side in float32 to begin with"
+    assert record.boxes[0, 0] < record.boxes[0, 2], "or nothing is tested below"
+    for convention, count in (("modern", 1), ("mmdet1", 2)):
+        pipeline = make_pipeline(dataset, batch_size=2, short_side=44, convention=convention)
+        [batch] = to_numpy(pipeline.for_epoch())
+        last = 0 if convention == "modern" else 1
+        kept = batch["labels"] >= 0
+        assert (kept.sum(1) == count).all() and kept[:, 0].all()
+        assert (batch["boxes"][kept][:, 2:] + last > batch["boxes"][kept][:, :2]).all()
+        assert (batch["boxes"][~kept] == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -294,6 +362,11 @@ def test_rotated_and_wrongly_annotated_sizes_follow_the_file(tmp_path):
         ({"flip_probability": 1.5}, "flip_probability: expected within 0..1, got 1.5"),
         ({"mean": (1, 2)}, "mean: expected three numbers"),
         ({"std": (1, 2, 0)}, "std: expected three positive"),
+        ({"convention": "mmdet2"}, "convention: expected one of"),
+        (
+            {"augmentation": AugmentationConfig(crop_scale=[0.9, 0.5])},
+            r"data.augmentation.crop_scale: expected \[low, high\], got \[0.9, 0.5\]",
+        ),
         ({"unreadable": "ignore"}, "unreadable: expected 'skip' or 'stop', got 'ignore'"),
     ],
 )

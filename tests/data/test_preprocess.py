@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image, resized_size
+from sepc_tf.data.preprocess import (
+    frame_sizes,
+    pad_to_multiple,
+    preprocess_image,
+    resized_size,
+)
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -39,6 +44,16 @@ def test_size_is_mmcvs():
             np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(resized_size(480, 640, 800, 1333), [800, 1067])
     np.testing.assert_array_equal(resized_size(2, 3000, 800, 1333), [1, 1333])
+
+
+def test_frame_is_the_image_or_what_mmcvs_one_factor_makes_of_it():
+    originals = np.random.default_rng(0).integers(100, 1500, (50, 2))
+    resized = np.array([mmcv_size(*size, 800, 1333) for size in originals])
+    np.testing.assert_array_equal(frame_sizes(resized, originals, 800, 1333), originals)
+    factor = np.minimum(1333 / originals.max(1), 800 / originals.min(1))
+    theirs = frame_sizes(resized, originals, 800, 1333, "mmdet1")
+    np.testing.assert_allclose(resized / theirs, np.stack([factor] * 2, axis=1), rtol=1e-14)
+    assert np.abs(theirs - originals).max() > 0.1, "where they differ it is worth a convention"
 
 
 @pytest.mark.parametrize("shape, short_side", [((7, 9), 20), ((23, 17), 10), ((12, 12), 12)])

@@ -138,7 +138,8 @@ def test_images_outside_a_cut_data_set_do_not_count():
     assert pytest.approx(1) == evaluate_detections(dataset.first(1), found).AR100
 
 
-def test_batch_to_results_in_original_pixels():
+@pytest.mark.parametrize("convention, last_pixel", [("modern", 0.0), ("mmdet1", 1.0)])
+def test_batch_to_results(convention, last_pixel):
     dataset = small_dataset([])
     batch = {
         "boxes": np.array(
@@ -147,32 +148,23 @@ def test_batch_to_results_in_original_pixels():
         ),
         "scores": np.array([[0.9, 0.1], [0.8, 0], [1, 1]], np.float32),
         "classes": np.array([[1, 0], [0, -1], [1, 1]]),
-        "image_sizes": np.array([[50, 100], [33, 66], [50, 100]]),
-        "original_sizes": np.array([[100, 300], [33, 66], [100, 300]]),
         "image_ids": np.array([10, 11, -1]),
         "num_detections": np.array([2, 1, 2]),
     }
-    results = to_coco_results(batch, dataset)
-    # Heights x2, widths x3; label 0 is the lowest category id; the filled-up image is left out.
-    assert results == [
+    # Label 0 is the lowest category id; the padding and the filled-up image are left out.
+    expected = [
+        (10, 7, [10.0, 20.0, 40.0, 40.0], 0.9),
+        (10, 3, [0.0, 0.0, 8.0, 8.0], 0.1),
+        (11, 3, [1.0, 2.0, 2.0, 2.0], 0.8),
+    ]
+    assert to_coco_results(batch, dataset, convention) == [
         {
-            "image_id": 10,
-            "category_id": 7,
-            "bbox": [30.0, 40.0, 120.0, 80.0],
-            "score": float(np.float32(0.9)),
-        },
-        {
-            "image_id": 10,
-            "category_id": 3,
-            "bbox": [0.0, 0.0, 24.0, 16.0],
-            "score": float(np.float32(0.1)),
-        },
-        {
-            "image_id": 11,
-            "category_id": 3,
-            "bbox": [1.0, 2.0, 2.0, 2.0],
-            "score": float(np.float32(0.8)),
-        },
+            "image_id": image_id,
+            "category_id": category_id,
+            "bbox": [x, y, width + last_pixel, height + last_pixel],
+            "score": float(np.float32(score)),
+        }
+        for image_id, category_id, (x, y, width, height), score in expected
     ]
 
 
