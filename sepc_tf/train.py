@@ -13,20 +13,17 @@ from sepc_tf.errors import DatasetError
 from sepc_tf.evaluation.run import Evaluator
 from sepc_tf.files import read_json, write_json
 from sepc_tf.runs import lock_run_dir, prepare_run_dir, write_environment
-from sepc_tf.training.callbacks import (
-    Checkpoints,
-    Evaluation,
-    ProgressBar,
-    RunState,
-    StepCounter,
-    StopOnNonFinite,
-    TensorBoardLog,
-    WeightAverage,
-)
 from sepc_tf.training.checkpoints import read_checkpoint, read_latest, section, step_files
 from sepc_tf.training.distribution import is_chief, make_strategy
+from sepc_tf.training.evaluation import Evaluation
+from sepc_tf.training.non_finite import StopOnNonFinite
 from sepc_tf.training.optimizers import make_optimizer
+from sepc_tf.training.progress import ProgressBar
+from sepc_tf.training.saving import Checkpoints
 from sepc_tf.training.schedules import make_schedule
+from sepc_tf.training.state import RunState, StepCounter
+from sepc_tf.training.tensorboard import TensorBoardLog
+from sepc_tf.training.weight_average import WeightAverage
 from sepc_tf.zoo import build_detector
 
 log = logging.getLogger(__name__)

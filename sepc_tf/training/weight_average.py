@@ -1,0 +1,48 @@
+"""The moving average of the weights."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from sepc_tf.checkpoints.variables import assign_variables, named_variables, read_variables
+
+
+class WeightAverage(keras.callbacks.Callback):
+    """Exponential moving average of the weights: `a <- d a + (1 - d) w` after every step.
+
+    `d = min(decay, (1 + step) / (10 + step))`, so that the first steps do not linger.
+    """
+
+    def __init__(self, state, detector, decay):
+        super().__init__()
+        self.state = state
+        self.decay = decay
+        self.weights = named_variables(detector)
+        self.averages = {
+            name: tf.Variable(variable.numpy(), trainable=False)
+            for name, variable in self.weights.items()
+        }
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self.state.step
+        self._update(tf.constant(min(self.decay, (1 + step) / (10 + step)), tf.float32))
+
+    @tf.function
+    def _update(self, decay):
+        for name, average in self.averages.items():
+            weight = tf.convert_to_tensor(self.weights[name])
+            if average.dtype.is_floating:
+                average.assign_add((1 - tf.cast(decay, average.dtype)) * (weight - average))
+            else:
+                average.assign(weight)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """Puts the averages in place of the weights inside a `with` block."""
+        trained = read_variables(self.weights)
+        assign_variables(self.weights, read_variables(self.averages), "moving averages")
+        try:
+            yield
+        finally:
+            assign_variables(self.weights, trained, "trained weights")
