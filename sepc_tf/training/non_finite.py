@@ -1,10 +1,14 @@
 """Stopping at a loss or gradient that is NaN or infinite."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
 
 import keras
 
 from sepc_tf.errors import NonFiniteLossError
+from sepc_tf.training.state import RunState
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -15,14 +19,17 @@ class StopOnNonFinite(keras.callbacks.Callback):
     Args:
         state: the `RunState`.
         files_of_step: function from a step (0-based) to the file names of its images.
+
+    Example:
+        >>> detector.fit(batches, callbacks=[StopOnNonFinite(state, pipeline.files_of_step)])
     """
 
-    def __init__(self, state, files_of_step):
+    def __init__(self, state: RunState, files_of_step: Callable[[int], list[str]]) -> None:
         super().__init__()
         self.state = state
         self.files_of_step = files_of_step
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         logs = logs or {}
         if not float(logs.get("non_finite", 0.0)) and math.isfinite(float(logs.get("loss", 0.0))):
             return

@@ -1,5 +1,7 @@
 """The progress line of a training."""
 
+from __future__ import annotations
+
 import datetime
 import logging
 import time
@@ -8,6 +10,8 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sepc_tf.training.state import RunState
+
 log = logging.getLogger(__name__)
 
 
@@ -15,9 +19,19 @@ class ProgressBar(keras.callbacks.Callback):
     """One line per epoch: steps, images/s, time left of the run, each loss.
 
     On a terminal the line is live; in a file or pipe a line is printed every `every` steps.
+
+    Args:
+        state: the `RunState`.
+        total_steps: steps of the whole run.
+        batch_size: images of one step.
+        every: steps between lines where there is no terminal.
+
+    Example:
+        >>> bar = ProgressBar(state, total_steps=9000, batch_size=16, every=20)
+        >>> detector.fit(batches, callbacks=[StepCounter(state), bar])
     """
 
-    def __init__(self, state, total_steps, batch_size, every):
+    def __init__(self, state: RunState, total_steps: int, batch_size: int, every: int) -> None:
         super().__init__()
         self.state = state
         self.total_steps = total_steps
@@ -26,7 +40,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.console = Console()
         self._bar = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self._start = None
         if self.console.is_terminal:
             self._bar = Progress(
@@ -42,7 +56,7 @@ class ProgressBar(keras.callbacks.Callback):
             )
             self._bar.start()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = self.state.step
         if self._start is None:
             self._start = (time.perf_counter(), step)
@@ -62,13 +76,13 @@ class ProgressBar(keras.callbacks.Callback):
             left = datetime.timedelta(seconds=int((self.total_steps - step) / rate))
             log.info("epoch %d  step %d/%d  %s left  %s", epoch, step, self.total_steps, left, text)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._start = None
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Gives the terminal back; needed where training ends by an exception."""
         if self._bar:
             self._bar.stop()
