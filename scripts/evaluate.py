@@ -22,11 +22,14 @@ def main():
     from sepc_tf.data.sources import evaluation_pipeline, load_split
     from sepc_tf.evaluation.run import evaluate_run
     from sepc_tf.runs import load_run
+    from sepc_tf.training.distribution import make_strategy
 
-    trained = load_run(args.run_dir, args.checkpoint, args.overrides)
+    strategy = make_strategy("mirrored")  # all GPUs there are
+    trained = load_run(args.run_dir, args.checkpoint, args.overrides, strategy)
     dataset = load_split(trained.config.data, "val")
     out_dir = args.out or args.run_dir / "evaluation"
-    metrics = evaluate_run(trained, dataset, evaluation_pipeline(dataset, trained.config), out_dir)
+    pipeline = evaluation_pipeline(dataset, trained.config, trained.batch_size)
+    metrics = evaluate_run(trained, dataset, pipeline, out_dir)
     console = Console()
     console.print(metrics.class_table())
     console.print(metrics.table())

@@ -1,43 +1,56 @@
 """One training, from top to bottom."""
 
+from __future__ import annotations
+
+import contextlib
+import dataclasses
 import logging
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from sepc_tf.checkpoints.variables import assign_variables, named_variables
-from sepc_tf.config import ConfigError, config_to_yaml
+from sepc_tf.config import Config, ConfigError, config_to_yaml
+from sepc_tf.data.categories import categories_of, category_differences
+from sepc_tf.data.fingerprint import fingerprint
 from sepc_tf.data.sources import evaluation_pipeline, load_split, training_pipeline
-from sepc_tf.errors import DatasetError
+from sepc_tf.errors import DatasetError, OutputError
 from sepc_tf.evaluation.run import Evaluator
-from sepc_tf.files import read_json, write_json
-from sepc_tf.runs import lock_run_dir, prepare_run_dir, write_environment
-from sepc_tf.training.callbacks import (
-    Checkpoints,
-    Evaluation,
-    ProgressBar,
-    RunState,
-    StepCounter,
-    StopOnNonFinite,
-    TensorBoardLog,
-    WeightAverage,
+from sepc_tf.files import write_json
+from sepc_tf.runs import (
+    check_run_data,
+    check_run_dir,
+    lock_run_dir,
+    prepare_run_dir,
+    write_environment,
 )
 from sepc_tf.training.checkpoints import read_checkpoint, read_latest, section, step_files
 from sepc_tf.training.distribution import is_chief, make_strategy
+from sepc_tf.training.evaluation import Evaluation
+from sepc_tf.training.global_state import global_state
+from sepc_tf.training.non_finite import StopOnNonFinite
 from sepc_tf.training.optimizers import make_optimizer
+from sepc_tf.training.progress import ProgressBar
+from sepc_tf.training.saving import Checkpoints
 from sepc_tf.training.schedules import make_schedule
+from sepc_tf.training.state import RunState, StepCounter
+from sepc_tf.training.tensorboard import LogWriter, TensorBoardLog
+from sepc_tf.training.termination import Termination
+from sepc_tf.training.weight_average import WeightAverage
 from sepc_tf.zoo import build_detector
 
 log = logging.getLogger(__name__)
 
 
-def train(config, run_dir):
+def train(config: Config, run_dir: str | Path) -> list[dict]:
     """Trains a detector into a run directory, continuing what is there.
 
     A run that was stopped at any moment and is started again ends with the weights of one that
     was not: the data order is a function of seed and step, and a checkpoint holds the optimizer's
     state.
+
+    Keras' global policy, TensorFlow's determinism and the handler of SIGTERM are afterwards what
+    they were before; the global seeds of Python, NumPy and TensorFlow are not.
 
     Args:
         config: a `sepc_tf.config.Config`.
@@ -48,55 +61,81 @@ def train(config, run_dir):
 
     Raises:
         ConfigError: a setting cannot be used here, or the run directory is another run's.
-        DatasetError: the data cannot be used.
+        DatasetError: the data cannot be used, or is not what the run began with.
         NonFiniteLossError: the loss became NaN or infinite.
+        OutputError: a file cannot be written; what was saved before is as it was.
         Terminated: SIGTERM came; the state has been saved.
+
+    Example:
+        >>> history = train(load_config("configs/demo_sepc_lite.yaml"), "runs/demo")
+        >>> history[-1]["AP"]
+        0.61
     """
+    termination = Termination()
+    try:
+        with termination.listening(), contextlib.ExitStack() as on_exit:
+            return _train(config, Path(run_dir), termination, on_exit)
+    except OutputError as error:
+        if not step_files(Path(run_dir) / "checkpoints"):
+            raise
+        raise OutputError(
+            f"{error}. Started again with the same run directory, the run continues from its last "
+            "checkpoint"
+        ) from error
+
+
+def _train(config, run_dir, termination, on_exit):
     # ---- devices, run directory ----------------------------------------------------------------
     strategy = make_strategy(config.train.strategy, config.train.cpu_replicas)
     replicas = strategy.num_replicas_in_sync
-    # Of several workers one writes; the others read its checkpoints from the same directory.
-    chief = is_chief(strategy)
-    run_dir = Path(run_dir)
-    lock = None
-    if chief:
-        prepare_run_dir(run_dir, config)
-        lock = lock_run_dir(run_dir)
-        write_environment(run_dir, config, strategy)
     if config.train.batch_size % replicas:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} images cannot be split evenly over "
             f"{replicas} replicas"
         )
+    # Of several workers one writes; the others read its checkpoints from the same directory.
+    chief = is_chief(strategy)
+    if chief:
+        on_exit.enter_context(lock_run_dir(run_dir))
+        check_run_dir(run_dir, config)
 
     # ---- randomness, precision -----------------------------------------------------------------
-    keras.utils.set_random_seed(config.train.seed)
-    if config.train.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    keras.mixed_precision.set_global_policy(config.train.mixed_precision or "float32")
+    settings = config.train
+    on_exit.enter_context(
+        global_state(settings.seed, settings.deterministic, settings.mixed_precision)
+    )
 
     # ---- data ----------------------------------------------------------------------------------
     train_set = load_split(config.data, "train")
     val_set = load_split(config.data, "val")
-    if val_set.category_ids != train_set.category_ids:
+    categories = categories_of(train_set)
+    different = category_differences(
+        categories, categories_of(val_set), (train_set.name, val_set.name)
+    )
+    if different:
         raise DatasetError(
-            f"{val_set.name} has category ids {list(val_set.category_ids)}, {train_set.name} has "
-            f"{list(train_set.category_ids)}: training and validation need the same categories"
+            "training and validation need the same categories:\n  " + "\n  ".join(different)
         )
-    categories = [
-        {"id": number, "name": name}
-        for number, name in zip(train_set.category_ids, train_set.class_names)
-    ]
     if chief:
+        data = {"train": fingerprint(train_set), "val": fingerprint(val_set)}
+        check_run_data(run_dir, categories, data)
+        prepare_run_dir(run_dir, config)
         write_json(run_dir / "categories.json", categories)
+        write_json(run_dir / "data.json", data)
+        write_environment(run_dir, config, strategy)
     pipeline = training_pipeline(train_set, config)
     state = RunState(pipeline.steps_per_epoch, writes=chief)
     total_steps = config.train.epochs * state.steps_per_epoch
 
     # ---- detector and optimizer ----------------------------------------------------------------
+    saved = read_latest(run_dir / "checkpoints", warn=log.warning)
+    backbone = config.detector.backbone
+    if saved:  # the checkpoint holds the backbone: its file may be gone
+        backbone = dataclasses.replace(backbone, weights=None)
+    detector_config = dataclasses.replace(config.detector, backbone=backbone)
     schedule = make_schedule(config.train, state.steps_per_epoch)
     with strategy.scope():
-        detector = build_detector(config.detector, train_set.num_classes, config.data.size_divisor)
+        detector = build_detector(detector_config, train_set.num_classes, config.data.size_divisor)
         optimizer = make_optimizer(config.train.optimizer, schedule)
         detector.compile(
             optimizer=optimizer,
@@ -115,11 +154,8 @@ def train(config, run_dir):
         log.info("starting from the weights of %s", converted)
 
     # ---- callbacks -----------------------------------------------------------------------------
-    writer = (
-        tf.summary.create_file_writer(str(run_dir / "tensorboard"))
-        if chief
-        else tf.summary.create_noop_writer()
-    )
+    writer = LogWriter(run_dir / "tensorboard" if chief else None)
+    on_exit.callback(writer.close)
     average = (
         WeightAverage(state, detector, config.train.ema_decay) if config.train.ema_decay else None
     )
@@ -130,6 +166,7 @@ def train(config, run_dir):
         config.train.checkpoint_every,
         config.train.keep_checkpoints,
         average,
+        termination,
     )
     evaluator = Evaluator(detector, val_set, evaluation_pipeline(val_set, config), strategy)
     evaluation = Evaluation(
@@ -141,6 +178,7 @@ def train(config, run_dir):
         config.train.epochs,
     )
     progress = ProgressBar(state, total_steps, config.train.batch_size, config.train.log_every)
+    on_exit.callback(progress.close)
     callbacks = [
         StepCounter(state),
         StopOnNonFinite(state, pipeline.files_of_step),
@@ -152,14 +190,10 @@ def train(config, run_dir):
     ]
 
     # ---- continue ------------------------------------------------------------------------------
-    saved = read_latest(run_dir / "checkpoints", warn=log.warning)
     if saved:
         checkpoints.restore(*saved, source=run_dir / "checkpoints")
-        history = read_json(run_dir / "history.json", default=[])
-        state.history = [entry for entry in history if entry["step"] <= state.step]
         log.info("continuing at step %d of %d", state.step, total_steps)
     else:
-        backbone = config.detector.backbone
         pretrained = backbone.weights or converted.is_file()
         if not pretrained and (backbone.frozen_stages >= 0 or backbone.norm != "sync"):
             log.warning(
@@ -168,6 +202,8 @@ def train(config, run_dir):
             )
         with writer.as_default(step=0):
             tf.summary.text("config", f"```\n{config_to_yaml(config)}```")
+    del saved  # hundreds of megabytes
+    evaluation.restore()
     evaluation.evaluate_if_due()  # the process may have been killed before an epoch's evaluation
 
     # ---- train ---------------------------------------------------------------------------------
@@ -182,23 +218,17 @@ def train(config, run_dir):
         replicas,
         schedule.peak,
     )
-    try:
-        while state.step < total_steps:
-            # Two calls at most: the rest of an epoch cut short, then all whole epochs.
-            done_in_epoch = state.step % state.steps_per_epoch
-            last_epoch = state.epoch + 1 if done_in_epoch else config.train.epochs
-            detector.fit(
-                pipeline.training_batches(state.step),
-                initial_epoch=state.epoch,
-                epochs=last_epoch,
-                steps_per_epoch=state.steps_per_epoch - done_in_epoch,
-                callbacks=callbacks,
-                shuffle=False,  # the pipeline does
-                verbose=0,
-            )
-    finally:
-        progress.close()
-        writer.flush()
-        if lock:
-            lock.close()
+    while state.step < total_steps:
+        # Two calls at most: the rest of an epoch cut short, then all whole epochs.
+        done_in_epoch = state.step % state.steps_per_epoch
+        last_epoch = state.epoch + 1 if done_in_epoch else config.train.epochs
+        detector.fit(
+            pipeline.training_batches(state.step),
+            initial_epoch=state.epoch,
+            epochs=last_epoch,
+            steps_per_epoch=state.steps_per_epoch - done_in_epoch,
+            callbacks=callbacks,
+            shuffle=False,  # the pipeline does
+            verbose=0,
+        )
     return state.history

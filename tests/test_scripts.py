@@ -11,6 +11,7 @@ from sepc_tf.data.demo import make_demo_dataset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONFIG = SCRIPTS.parent / "configs/demo_sepc_lite.yaml"
+ONE_DEVICE = ["train.strategy=one", "train.cpu_replicas=1"]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def coco(demo, **changed):
     return [
         "data.source=coco",
         "data.directory=null",
-        "train.strategy=one",
+        *ONE_DEVICE,
         *(f"data.{key}={value}" for key, value in paths.items()),
     ]
 
@@ -54,8 +55,9 @@ def coco(demo, **changed):
         (["--config", "configs/demo_sepc_light.yaml"], "does not exist"),
         (["--config", CONFIG, "train.epoch=3"], "did you mean train.epochs"),
         (["--config", CONFIG, "train.epochs=many"], "expected int"),
-        (["--config", CONFIG, "data.source=coco", "train.strategy=one"], "data.train.annotations"),
-        (["--config", CONFIG, "train.strategy=multi_worker"], "needs TF_CONFIG"),
+        (["--config", CONFIG, "data.source=coco", *ONE_DEVICE], "data.train.annotations"),
+        (["--config", CONFIG, "train.strategy=multi_worker", ONE_DEVICE[1]], "needs TF_CONFIG"),
+        (["--config", CONFIG, "train.strategy=one"], "train.cpu_replicas: 2 has no effect on"),
     ],
 )
 def test_a_wrong_setting_is_named(script, tmp_path, arguments, message):

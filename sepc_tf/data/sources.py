@@ -76,11 +76,18 @@ def training_pipeline(dataset, config):
     )
 
 
-def evaluation_pipeline(dataset, config):
-    """Builds the `BatchPipeline` that shows every image once, as `training_pipeline`."""
+def evaluation_pipeline(dataset, config, batch_size=None):
+    """Builds the `BatchPipeline` that shows every image once.
+
+    Args:
+        dataset: a `CocoDataset`.
+        config: a `sepc_tf.config.Config`.
+        batch_size: images at a time over all devices; `train.batch_size` by default, which suits
+            the devices of the training.
+    """
     return BatchPipeline(
         dataset,
-        batch_size=config.train.batch_size,
+        batch_size=batch_size or config.train.batch_size,
         training=False,
         short_side=config.data.test_short_side,
         **_common_options(config),

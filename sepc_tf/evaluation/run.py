@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from sepc_tf.errors import DatasetError, UnreadableImageError
 from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+from sepc_tf.files import check_writable
 from sepc_tf.visualization import prediction_grid
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ def evaluate_run(run, dataset, pipeline, out_dir):
     """Evaluates a trained detector and writes `metrics.json` and `detections.json`.
 
     Args:
-        run: a `sepc_tf.runs.Run`.
+        run: a `sepc_tf.runs.Run`; all devices of its strategy take part.
         dataset: the `CocoDataset` with the truth.
-        pipeline: the `BatchPipeline` over it, made with `training=False`.
+        pipeline: the `BatchPipeline` over it, made with `training=False` and `run.batch_size`.
         out_dir: where the files go.
 
     Returns:
@@ -125,6 +126,7 @@ def evaluate_run(run, dataset, pipeline, out_dir):
 
     Raises:
         DatasetError: the data set's categories are not those the detector was trained for.
+        OutputError: `out_dir` cannot be written to, found before the work starts.
     """
     trained = [category["id"] for category in run.categories]
     if trained != list(dataset.category_ids):
@@ -132,7 +134,8 @@ def evaluate_run(run, dataset, pipeline, out_dir):
             f"{dataset.name} has category ids {list(dataset.category_ids)}, the detector was "
             f"trained for {trained}"
         )
-    results = Evaluator(run.detector, dataset, pipeline).detections()
+    check_writable(out_dir)
+    results = Evaluator(run.detector, dataset, pipeline, run.strategy).detections()
     metrics = evaluate_detections(dataset, results)
     write_evaluation(out_dir, metrics, results)
     return metrics

@@ -1,5 +1,7 @@
 """From the configured strategy name to a `tf.distribute.Strategy`."""
 
+from __future__ import annotations
+
 import json
 import os
 
@@ -8,7 +10,7 @@ import tensorflow as tf
 from sepc_tf.errors import ConfigError
 
 
-def make_strategy(name, cpu_replicas=1):
+def make_strategy(name: str, cpu_replicas: int = 1) -> tf.distribute.Strategy:
     """Builds the distribution strategy of a training run.
 
     Must run before TensorFlow has touched its devices when `cpu_replicas` is above 1.
@@ -22,13 +24,19 @@ def make_strategy(name, cpu_replicas=1):
         A `tf.distribute.Strategy`.
 
     Raises:
-        ConfigError: TF_CONFIG is missing or unusable, or TensorFlow's devices were already
-            initialised with another number of CPU devices.
+        ConfigError: TF_CONFIG is missing or unusable, `cpu_replicas` is given for another strategy
+            than "mirrored", or TensorFlow's devices were already initialised with another number
+            of CPU devices.
 
     Example:
         >>> with make_strategy("mirrored", cpu_replicas=2).scope():
         ...     detector = build_detector(config.detector, num_classes=10)
     """
+    if name != "mirrored" and cpu_replicas != 1:
+        raise ConfigError(
+            f"train.cpu_replicas: {cpu_replicas} has no effect on train.strategy: {name}; leave it "
+            "out (or at its default, 1)"
+        )
     if name == "one":
         return tf.distribute.get_strategy()
     if name == "multi_worker":
@@ -42,7 +50,7 @@ def make_strategy(name, cpu_replicas=1):
     return tf.distribute.MirroredStrategy([f"cpu:{i}" for i in range(cpu_replicas)])
 
 
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes files: the only one, the chief, or worker 0."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.cluster_spec():

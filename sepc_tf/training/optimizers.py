@@ -1,13 +1,20 @@
 """Optimizers by name, from Keras or (on the addons stack) from tensorflow-addons."""
 
+from __future__ import annotations
+
 import inspect
 
 import keras
 
 from sepc_tf.errors import ConfigError
+from sepc_tf.settings import check_unused
+from sepc_tf.training.config import OptimizerConfig
 
 
-def make_optimizer(config, schedule):
+def make_optimizer(
+    config: OptimizerConfig,
+    schedule: keras.optimizers.schedules.LearningRateSchedule | float,
+) -> keras.optimizers.Optimizer:
     """Builds the configured optimizer.
 
     Clipping and L2 weight decay belong to the detector's train step, which needs the gradients
@@ -23,7 +30,12 @@ def make_optimizer(config, schedule):
         A Keras optimizer.
 
     Raises:
-        ConfigError: the name or an option is unknown, or tensorflow-addons is not installed.
+        ConfigError: the name or an option is unknown, a setting is set that this optimizer does not
+            have, or tensorflow-addons is not installed.
+
+    Example:
+        >>> make_optimizer(OptimizerConfig(name="SGD", momentum=0.9), 0.01).momentum
+        0.9
     """
     source, separator, name = config.name.rpartition(">")
     if not separator:
@@ -45,11 +57,9 @@ def make_optimizer(config, schedule):
     options = dict(config.options)
     inner_name = options.pop("optimizer", "SGD")
     inner = _find(keras.optimizers.legacy, inner_name, "train.optimizer.options.optimizer")
-    arguments = {"learning_rate": schedule}
-    if "momentum" in inspect.signature(inner).parameters:
-        arguments["momentum"] = config.momentum
+    check_unused(config, ("decoupled_weight_decay",), "train.optimizer.", config.name)
     try:
-        return cls(inner(**arguments), **options)
+        return cls(inner(**_arguments(inner, config, schedule)), **options)
     except TypeError as error:
         raise ConfigError(f"train.optimizer.options: {options}: {error}") from error
 
@@ -63,12 +73,9 @@ def _find(module, name, key):
 
 
 def _build(cls, config, schedule):
-    accepted = inspect.signature(cls).parameters
-    arguments = {"learning_rate": schedule}
-    if "momentum" in accepted:
-        arguments["momentum"] = config.momentum
+    arguments = _arguments(cls, config, schedule)
     if config.decoupled_weight_decay:
-        if "weight_decay" not in accepted:
+        if "weight_decay" not in inspect.signature(cls).parameters:
             raise ConfigError(
                 f"train.optimizer.decoupled_weight_decay: {config.name} has no weight_decay"
             )
@@ -77,3 +84,12 @@ def _build(cls, config, schedule):
         return cls(**arguments, **config.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train.optimizer.options: {config.options}: {error}") from error
+
+
+def _arguments(cls, config, schedule):
+    arguments = {"learning_rate": schedule}
+    if "momentum" in inspect.signature(cls).parameters:
+        arguments["momentum"] = config.momentum
+    else:
+        check_unused(config, ("momentum",), "train.optimizer.", cls.__name__)
+    return arguments

@@ -1,7 +1,15 @@
 """Learning-rate schedules as functions of the step: linear warm-up, then steps or cosine."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
+
+from sepc_tf.settings import check_unused
+from sepc_tf.training.config import TrainConfig
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -34,13 +42,13 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(
         self,
-        peak,
-        warmup_steps=0,
-        warmup_ratio=1 / 3,
-        boundaries=(),
-        decay=0.1,
-        cosine_steps=None,
-    ):
+        peak: float,
+        warmup_steps: int = 0,
+        warmup_ratio: float = 1 / 3,
+        boundaries: Sequence[int] = (),
+        decay: float = 0.1,
+        cosine_steps: int | None = None,
+    ) -> None:
         self.peak = peak
         self.warmup_steps = warmup_steps
         self.warmup_ratio = warmup_ratio
@@ -48,7 +56,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.decay = decay
         self.cosine_steps = cosine_steps
 
-    def __call__(self, step):
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         rate = tf.constant(self.peak, tf.float32)
         if self.cosine_steps is not None:
@@ -61,7 +69,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             rate *= 1.0 - remaining * (1.0 - self.warmup_ratio)
         return rate
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "peak": self.peak,
             "warmup_steps": self.warmup_steps,
@@ -72,7 +80,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def make_schedule(train, steps_per_epoch):
+def make_schedule(train: TrainConfig, steps_per_epoch: int) -> WarmupSchedule:
     """Builds the schedule of a `TrainConfig`; the rate scales linearly with the batch size.
 
     Args:
@@ -81,8 +89,18 @@ def make_schedule(train, steps_per_epoch):
 
     Returns:
         A `WarmupSchedule`.
+
+    Raises:
+        ConfigError: milestones or decay are set for another type of schedule than "steps".
+
+    Example:
+        >>> float(make_schedule(TrainConfig(epochs=12, batch_size=16), steps_per_epoch=7330)(500))
+        0.01
     """
     optimizer, schedule = train.optimizer, train.schedule
+    if schedule.type != "steps":
+        reason = f"train.schedule.type: {schedule.type}"
+        check_unused(schedule, ("milestones", "decay"), "train.schedule.", reason)
     return WarmupSchedule(
         peak=optimizer.learning_rate * train.batch_size / optimizer.reference_batch_size,
         warmup_steps=schedule.warmup_steps,

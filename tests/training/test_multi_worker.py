@@ -39,7 +39,10 @@ def test_two_workers_train_as_two_replicas_of_one(tmp_path):
         json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
         for index in range(2)
     ]
-    processes = [start("run", "train.strategy=multi_worker", TF_CONFIG=text) for text in clusters]
+    processes = [
+        start("run", "train.strategy=multi_worker", "train.cpu_replicas=1", TF_CONFIG=text)
+        for text in clusters
+    ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n\n".join(outputs)
     lines = [next(line for line in out.splitlines() if "AP50" in line) for out in outputs]
