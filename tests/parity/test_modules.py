@@ -121,7 +121,7 @@ def test_everything_is_compared_in_float64(folder):
         "out.grad_x.2",
         "out.grad.bn.weight",
         "out.new.bn.running_var",
-        "out.y.3",
+        "out.y.2",
     ):
         folder.write_reference(changed(folder.exact, key, 1e-9))
         comparison = folder.check()
@@ -178,7 +178,7 @@ def test_without_a_reference_gradients_are_compared_with_float32(folder, without
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"), [(2e-2, True), (0.9 * COARSE_TOLERANCE, True), (0.3, False), (2.0, False)]
+    ("error", "passes"), [(2e-2, True), (0.5 * COARSE_TOLERANCE, True), (1.0, False)]
 )
 def test_without_a_reference_what_misses_is_held_coarsely_and_said(folder, error, passes):
     shutil.rmtree(folder.path / "f64")
