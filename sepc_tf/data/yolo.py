@@ -76,8 +76,8 @@ def read_yolo(path: str | Path, split: str = "train") -> tuple[dict, Path, str]:
             annotations.append(annotation)
     if not labelled:
         raise DatasetError(
-            f"{data_yaml}: none of the {len(files)} images of {split} has a label file; looked for, "
-            f"for example, {_label_file(files[0])}"
+            f"{data_yaml}: none of the {len(files)} images of {split} has a label file, as "
+            f"{_label_file(files[0])}"
         )
     if polygons:
         logger.info("%s: %d polygons, of which the boxes are taken", data_yaml, polygons)
