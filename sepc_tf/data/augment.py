@@ -206,9 +206,9 @@ def change_colours(pixels, drawn):
             image = enhance(image).enhance(factor)
     turn = round(drawn.hue * 256) % 256
     if turn:
-        hsv = np.array(image.convert("HSV"))
-        hsv[..., 0] += np.uint8(turn)  # modulo 256
-        image = Image.fromarray(hsv, "HSV").convert("RGB")
+        hue, saturation, value = image.convert("HSV").split()
+        hue = hue.point([(step + turn) % 256 for step in range(256)])
+        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
     return np.asarray(image)
 
 

@@ -383,17 +383,18 @@ def _guess_format(annotations, images, found):
         return
     # Real corners end inside the image and right of and below their beginning, all of them; taken
     # for sides they stick out wherever the object's centre is in the right or the lower half.
-    inside = all(
+    if len(placed) < FEWEST_TO_JUDGE or not all(
         x1 < x2 <= image["width"] + OUTSIDE_TOLERANCE
         and y1 < y2 <= image["height"] + OUTSIDE_TOLERANCE
         for (x1, y1, x2, y2), image in placed
-    )
+    ):
+        return
     outside = sum(
         x + width > image["width"] + OUTSIDE_TOLERANCE
         or y + height > image["height"] + OUTSIDE_TOLERANCE
         for (x, y, width, height), image in placed
     )
-    if inside and len(placed) >= FEWEST_TO_JUDGE and outside >= len(placed) / 4:
+    if outside >= len(placed) / 4:
         found.add(
             "boxes like x1, y1, x2, y2",
             f"{outside} of {len(placed)} stick out of their image, as {placed[0][0]}",

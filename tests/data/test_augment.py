@@ -55,8 +55,7 @@ def grey(pixels):
     return pixels @ [0.299, 0.587, 0.114]
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_everything_is_off_by_default(training):
+def test_everything_is_off_by_default():
     assert DataConfig().augmentation == AugmentationConfig()
     rng = np.random.default_rng(0)
     assert all(draw(AugmentationConfig(), rng) == Draw() for _ in range(50))

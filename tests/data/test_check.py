@@ -98,6 +98,61 @@ def test_every_kind_of_error_is_found_and_counted(folder):
     assert "corrupt image" not in kinds(quick.errors) and "missing image" in kinds(quick.errors)
 
 
+def boxes_of(folder, boxes, **fields):
+    """The kinds of problem of a data set with these boxes in its first image."""
+    _, content = folder
+    content["annotations"] = [
+        {"id": i + 1, "image_id": 0, "category_id": 5, "bbox": box, **fields}
+        for i, box in enumerate(boxes)
+    ]
+    report = report_of(folder, decode=False)
+    return kinds(report.errors), kinds(report.warnings)
+
+
+def test_area_may_be_null(folder):
+    assert boxes_of(folder, [[1, 2, 20, 20]], area=None) == ({}, {})
+
+
+def test_no_usable_box_is_an_error(folder):
+    good, narrow, outside = [1, 2, 20, 20], [1, 2, 0.5, 20], [60, 2, 20, 20]
+    assert boxes_of(folder, [good, narrow]) == ({}, {"degenerate box": 1})
+    assert boxes_of(folder, [narrow, outside]) == (
+        {"no usable box": 1},
+        {"degenerate box": 1, "box outside image": 1},
+    )
+    assert boxes_of(folder, []) == ({}, {}), "images without boxes are legal"
+
+
+def test_boxes_of_another_format_are_recognised(folder):
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, (40, 25), (20, 2))
+    sides = rng.uniform(2, (20, 15), (20, 2))
+    xywh = np.concatenate([corner, sides], 1).tolist()
+    xyxy = np.concatenate([corner, corner + sides], 1).tolist()
+    assert boxes_of(folder, xywh) == ({}, {})
+    errors, warnings = boxes_of(folder, xyxy)
+    assert not errors and warnings["boxes like x1, y1, x2, y2"] == 1
+    assert "boxes like x1, y1, x2, y2" not in boxes_of(folder, xyxy[:4])[1], "too few to judge"
+    relative = (np.array(xywh) / [60, 40, 60, 40]).tolist()
+    errors, warnings = boxes_of(folder, relative)
+    assert errors == {"boxes within 0..1": 1, "no usable box": 1}
+    text = {problem.consequence for problem in report_of(folder, decode=False).problems}
+    assert "COCO's are in pixels: are these relative to 1?" in text
+    assert boxes_of(folder, [*relative, [1, 2, 20, 20]])[0] == {}
+
+
+def test_12_bits_in_16_are_recognised(folder):
+    root, content = folder
+    depths = {"a.png": 2**12 - 1, "b.png": 2**16 - 1, "c.png": 255}
+    for image, (name, peak) in zip(content["images"], depths.items()):
+        image["file_name"] = name
+        values = np.linspace(0, peak, 40 * 60).round().astype(np.uint16).reshape(40, 60)
+        Image.fromarray(values).save(root / "images" / name)
+    [problem] = report_of(folder).problems
+    assert problem.severity == "warning" and problem.kind == "dark 16-bit image"
+    assert problem.examples == ["a.png: largest value 4095"]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

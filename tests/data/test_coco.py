@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sepc_tf.data.check import DatasetError
-from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.coco import CocoDataset, check_same_categories
 from sepc_tf.data.images import UnreadableImageError
 
 
@@ -95,6 +95,52 @@ def test_subsets(tmp_path):
     empty = CocoDataset.load(*write(tmp_path, []))
     with pytest.raises(DatasetError, match="no image has a box"):
         empty.without_empty_images()
+
+
+def test_nothing_or_little_to_train_on_is_said(tmp_path, caplog):
+    def check(*boxes):
+        annotations = [{"category_id": 4, "bbox": box} for box in boxes]
+        annotations.append({"category_id": 4, "bbox": [0, 0, 30, 30], "iscrowd": 1})
+        content = json.loads(write(tmp_path, annotations)[0].read_text())
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            CocoDataset.from_content(content, lambda name: None, "made up").check_trainable()
+        return caplog.text
+
+    good, narrow, outside = [1, 2, 10, 20], [1, 2, 0.5, 20], [60, 2, 20, 20]
+    assert check(good) == check(good, narrow) == ""
+    assert "made up: 2 of its 3 boxes are dropped" in check(good, narrow, outside)
+    with pytest.raises(DatasetError, match="no box to train on: 2 of its 2 boxes are dropped"):
+        check(narrow, outside)
+    with pytest.raises(DatasetError, match="made up: there is no box to train on, only images"):
+        check()
+
+
+def test_categories_are_compared_by_id_and_name(tmp_path):
+    def dataset(*categories):
+        content = json.loads(write(tmp_path, [], categories)[0].read_text())
+        return CocoDataset.from_content(content, lambda name: None, "made up")
+
+    cat, dog = {"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}
+    check_same_categories(dataset(cat, dog), dataset(dog, cat))
+    with pytest.raises(DatasetError, match="id 3 is cat in the one and bird in the other"):
+        check_same_categories(dataset(cat, dog), dataset({"id": 3, "name": "bird"}, dog))
+    with pytest.raises(DatasetError, match="id 5 is missing in the one and dog in the other"):
+        check_same_categories(dataset(cat), dataset(cat, dog))
+    many = [{"id": number, "name": "same"} for number in range(10, 20)]
+    with pytest.raises(DatasetError, match=r"id 12 is .*other \(and 7 more\)$"):
+        check_same_categories(dataset(cat), dataset(cat, *many))
+
+
+def test_image_of_another_size_than_annotated_is_unreadable(tmp_path):
+    dataset = CocoDataset.load(*write(tmp_path, []))
+    Image.new("RGB", (40, 60)).save(tmp_path / "images" / "a.jpg")
+    Image.new("RGB", (60, 41)).save(tmp_path / "images" / "b.jpg")
+    message = r"a\.jpg: annotated 60 x 40, is 40 x 60 \(is the EXIF"
+    with pytest.raises(UnreadableImageError, match=message):
+        dataset.images[0].read()
+    with pytest.raises(UnreadableImageError, match=r"b\.jpg: annotated 60 x 40, is 60 x 41$"):
+        dataset.images[1].read()
 
 
 def test_unreadable_image_is_named(tmp_path):
