@@ -97,45 +97,201 @@ def count_layer(layer, input_shape):
     return Cost(count_operations(graph), parameters)
 
 
-def count_operations(graph):
+def count_operations(graph: tf.Graph) -> int:
     """Multiply-adds of the operations of a traced graph with known shapes.
 
-    - convolution: `C_in k_h k_w H W C_out` (with groups, C_in of one group);
-    - deformable convolution: the same, and `8 C_in k_h k_w H W` for the bilinear samples (its
-      offsets come from a convolution counted as such): `1 + (8 + 2 k_h k_w) / C_out` in all;
-    - bias and ReLU 1 for each element, batch norm 2, max pooling 1 for each element it reads.
+    - convolution: `C_in k_h k_w H W C_out` (with groups, C_in of one group; depthwise, 1 and the
+      channel multiplier); a transposed one: the same, with the H and W of its input;
+    - deformable convolution: the same as a convolution, and `8 C_in k_h k_w H W` for the bilinear
+      samples (its offsets come from a convolution counted as such):
+      `1 + (8 + 2 k_h k_w) / C_out` in all;
+    - product of matrices `[M, K]` and `[K, N]`: `M K N`;
+    - bias and ReLU (Leaky ReLU, ELU, ReLU6) 1 for each element, batch norm 2, pooling 1 for each
+      element it reads;
+    - product of a map with a number for each channel 2 for each element (a norm: the sum that
+      follows is the second), with another map or one number that is learnt 1.
 
-    Residual and top-down additions, resizing and padding are not counted. These are the rules of
+    What is computed from shapes and parameters alone is not counted: it is the same for each image.
+    So a resize is known from a dense layer: both are a product of matrices, but the matrix of the
+    resize is made of shapes, that of the layer is a parameter. Resizing, padding, sums of maps
+    (residual, top-down) and everything else in `FREE` is not counted either. These are the rules of
     mmdetection's counter, which the paper used, and of the paper's appendix 1.
+
+    Args:
+        graph: of a `tf.function` that was traced with one image; its inputs are the data, what it
+            captures are the parameters.
+
+    Returns:
+        multiply-adds, of functions that are called as well.
+
+    Raises:
+        ValueError: an operation that computes with the data and is in no list; the message names
+            it. Or a shape is not known.
+
+    Example:
+        >>> function = tf.function(lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"))
+        >>> count_operations(function.get_concrete_function(tf.TensorSpec([1, 8, 8, 3])).graph)
     """
+    captured = {tensor.ref() for tensor in graph.internal_captures}
+    origins = [PARAMETER if tensor.ref() in captured else DATA for tensor in graph.inputs]
+    return _count(graph, origins)[0]
+
+
+# Where a number comes from: from shapes and constants, from what the layer holds, from the image.
+SHAPES, PARAMETER, DATA = range(3)
+
+CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+# Operations on the data that are not counted.
+# fmt: off
+FREE = frozenset([
+    # The same numbers in another place, shape or type; padding; resizing.
+    "BatchToSpaceND", "BroadcastTo", "Cast", "Concat", "ConcatV2", "DepthToSpace", "EnsureShape",
+    "ExpandDims", "Gather", "GatherNd", "GatherV2", "Identity", "IdentityN", "MirrorPad", "Pack",
+    "Pad", "PadV2", "Reshape", "ResizeBilinear", "ResizeNearestNeighbor", "ReverseV2", "Roll",
+    "Slice", "SpaceToBatchND", "SpaceToDepth", "Split", "SplitV", "Squeeze", "StopGradient",
+    "StridedSlice", "Tile", "Transpose", "Unpack",
+    # Sums of maps, and functions that mmdetection's counter does not know.
+    "Add", "AddN", "AddV2", "Exp", "Neg", "Sigmoid", "Softmax", "Softplus", "Sub", "Tanh",
+])
+# fmt: on
+
+
+def _count(graph, input_origins):
+    """Returns the multiply-adds of a graph, and the origins of its outputs."""
+    origins = {tensor.ref(): origin for tensor, origin in zip(graph.inputs, input_origins)}
     total = 0
     for operation in graph.get_operations():
-        kind, inputs = operation.type, operation.inputs
-        if kind == "Conv2D":
-            total += _convolution(inputs[1].shape, operation.outputs[0].shape)
-        elif kind.endswith("PartitionedCall") and _is_deformable(inputs):
-            output = operation.outputs[0].shape
-            channels, filters = inputs[0].shape[-1], output[-1]
-            convolution = _convolution(inputs[2].shape, output)
-            total += convolution + 8 * channels * convolution // (inputs[2].shape[2] * filters)
-        elif (kind in ("BiasAdd", "Relu") and inputs[0].shape.rank == 4) or kind == "MaxPool":
-            total += inputs[0].shape.num_elements()
-        elif kind == "FusedBatchNormV3":
-            total += 2 * inputs[0].shape.num_elements()
-        elif kind == "Mul" and operation.outputs[0].shape.rank == 4:
-            # The pyramid norms: (x - mean) * scale + beta. Nothing else multiplies maps.
-            total += 2 * operation.outputs[0].shape.num_elements()
-    return total
+        kind = operation.type
+        if kind == "Placeholder":
+            continue
+        inputs = [origins[tensor.ref()] for tensor in operation.inputs]
+        origin = max(inputs, default=SHAPES)
+        outputs = [origin] * len(operation.outputs)
+        if kind in ("Shape", "ShapeN", "Rank", "Size"):
+            outputs = [SHAPES] * len(operation.outputs)
+        elif origin != DATA or kind in FREE:
+            pass
+        elif kind in CALLS and DEFORMABLE in _called(operation):
+            total += _deformable_convolution(operation)
+        elif kind in CALLS:
+            count, outputs = _count(graph._get_function(_called(operation)).graph, inputs)
+            total += count
+        elif kind in COUNTED:
+            total += COUNTED[kind](operation, inputs)
+        else:
+            raise ValueError(
+                f"{operation.name}: operations of type {kind} are not counted; add it to COUNTED "
+                "or FREE in sepc_tf/flops.py"
+            )
+        origins.update(zip([tensor.ref() for tensor in operation.outputs], outputs))
+    return total, [origins[tensor.ref()] for tensor in graph.outputs]
 
 
-def _convolution(kernel_shape, output_shape):
-    side_y, side_x, channels, _ = kernel_shape
-    return side_y * side_x * channels * output_shape.num_elements()
+DEFORMABLE = "portable_deform_conv2d"  # part of the name of the function that is one
 
 
-def _is_deformable(inputs):
-    """Arguments x, offset, kernel of `deform_conv2d`, which is one function call in the graph."""
-    return len(inputs) >= 3 and [value.shape.rank for value in inputs[:3]] == [4, 4, 4]
+def _called(operation):
+    """The name of the function that the operation calls."""
+    return operation.get_attr("f").name
+
+
+def _size(tensor):
+    size = tensor.shape.num_elements()
+    if size is None:
+        raise ValueError(
+            f"{tensor.name}: cannot be counted with a shape that is not known: {tensor.shape}"
+        )
+    return size
+
+
+def _elements_read(operation, _):
+    return _size(operation.inputs[0])
+
+
+def _batch_norm(operation, _):
+    return 2 * _size(operation.inputs[0])
+
+
+def _convolution(operation, _):
+    return _convolution_of(operation.inputs[1], _map_out(operation))
+
+
+def _convolution_of(kernel, output):
+    side_y, side_x, channels, _ = kernel.shape
+    return side_y * side_x * channels * _size(output)
+
+
+def _depthwise_convolution(operation, _):
+    side_y, side_x = operation.inputs[1].shape[:2]
+    return side_y * side_x * _size(_map_out(operation))
+
+
+def _map_out(operation):
+    """The output of a convolution; of a dilated one it may be cut in pieces, with a margin."""
+    (output,) = operation.outputs
+    joined = [after for after in output.consumers() if after.type == "BatchToSpaceND"]
+    return joined[0].outputs[0] if joined else output
+
+
+def _transposed_convolution(operation, _):
+    _, kernel, x = operation.inputs
+    side_y, side_x, filters, _ = kernel.shape
+    return side_y * side_x * filters * _size(x)
+
+
+def _deformable_convolution(operation):
+    """Inputs x, offset, kernel (and mask) of `deform_conv2d`."""
+    x, _, kernel = operation.inputs[:3]
+    channels, filters = x.shape[-1], kernel.shape[-1]
+    convolution = _convolution_of(kernel, operation.outputs[0])
+    return convolution + 8 * channels * convolution // (kernel.shape[2] * filters)
+
+
+def _matrix_product(operation, origins):
+    if SHAPES in origins:
+        return 0  # a resize
+    transposed = operation.get_attr("transpose_a" if operation.type == "MatMul" else "adj_x")
+    return operation.inputs[0].shape[-2 if transposed else -1] * _size(operation.outputs[0])
+
+
+def _product(operation, origins):
+    """Of maps; arithmetic on boxes and vectors is not counted."""
+    output = operation.outputs[0]
+    if output.shape.rank != 4 or SHAPES in origins:
+        return 0
+    per_channel = any(
+        origin == PARAMETER and _size(tensor) > 1
+        for tensor, origin in zip(operation.inputs, origins)
+    )
+    return (2 if per_channel else 1) * _size(output)
+
+
+# How an operation is counted, given where its inputs come from.
+COUNTED = {
+    "Conv2D": _convolution,
+    "DepthwiseConv2dNative": _depthwise_convolution,
+    "Conv2DBackpropInput": _transposed_convolution,
+    "MatMul": _matrix_product,
+    "BatchMatMul": _matrix_product,
+    "BatchMatMulV2": _matrix_product,
+    "BatchMatMulV3": _matrix_product,
+    "BiasAdd": _elements_read,
+    "Relu": _elements_read,
+    "Relu6": _elements_read,
+    "LeakyRelu": _elements_read,
+    "Elu": _elements_read,
+    "MaxPool": _elements_read,
+    "MaxPoolV2": _elements_read,
+    "AvgPool": _elements_read,
+    "Mean": _elements_read,
+    "Max": _elements_read,
+    "FusedBatchNorm": _batch_norm,
+    "FusedBatchNormV2": _batch_norm,
+    "FusedBatchNormV3": _batch_norm,
+    "Mul": _product,
+    "RealDiv": _product,
+}
 
 
 def _map_shapes(function, shapes):

@@ -1,10 +1,13 @@
+import keras
+import keras_cv
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from sepc_tf.backbones import ResNet
 from sepc_tf.config import HeadConfig
 from sepc_tf.detectors import PredictionHead
-from sepc_tf.flops import PAPER_GFLOPS, Cost, count_layer, format_costs
+from sepc_tf.flops import PAPER_GFLOPS, Cost, count_layer, count_operations, format_costs
 from sepc_tf.layers import (
     DeformConv2D,
     IntegratedBatchNormalization,
@@ -13,6 +16,7 @@ from sepc_tf.layers import (
     SymmetricConv2D,
 )
 from sepc_tf.necks import FPN, SEPC, ConvTowers
+from sepc_tf.ops.resize import resize_bilinear_align_corners, resize_nearest
 from sepc_tf.zoo import build_towers
 
 
@@ -40,6 +44,159 @@ def test_single_operations_by_hand():
     assert deformable.multiply_adds == plain + offsets + 8 * 9 * 8 * 9 * 12
     norm = count_layer(built(IntegratedBatchNormalization(), [shape]), [shape])
     assert norm == Cost(2 * 9 * 12 * 8, 16)
+
+
+X = (1, 9, 12, 8)
+KERNEL = tf.ones([1] * 5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "multiply_adds"),
+    [
+        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), X, (9 + 1) * 7 * 10 * 16),
+        (keras.layers.DepthwiseConv2D(3, strides=2, padding="same"), X, (9 + 1) * 5 * 6 * 8),
+        (keras.layers.SeparableConv2D(16, 3, use_bias=False), X, 7 * 10 * (9 * 8 + 8 * 16)),
+        (keras.layers.Conv2DTranspose(16, 2, strides=2, use_bias=False), X, 9 * 12 * 4 * 8 * 16),
+        (keras.layers.Conv2DTranspose(16, 4, strides=2, padding="same"), X,
+         9 * 12 * 16 * 8 * 16 + 18 * 24 * 16),
+        (keras.layers.Conv2D(16, 3, dilation_rate=2, use_bias=False), X, 9 * 8 * 5 * 8 * 16),
+        (keras.layers.Dense(10), (1, 40), 40 * 10 + 10),
+        (keras.layers.Dense(10, use_bias=False), (1, 7, 40), 7 * 40 * 10),
+        (keras.layers.AveragePooling2D(3), X, 9 * 12 * 8),
+        (keras.layers.MaxPooling2D(2), X, 9 * 12 * 8),
+        (keras.layers.GlobalAveragePooling2D(), X, 9 * 12 * 8),
+        (keras.layers.GlobalMaxPooling2D(), X, 9 * 12 * 8),
+        (keras.layers.BatchNormalization(), X, 2 * 9 * 12 * 8),
+        (keras.layers.ReLU(), X, 9 * 12 * 8),
+        (keras.layers.ReLU(6.0), X, 9 * 12 * 8),
+        (keras.layers.Activation("silu"), X, 9 * 12 * 8),
+        (keras.layers.Activation("sigmoid"), X, 0),
+        (keras.layers.ZeroPadding2D(2), X, 0),
+        (keras.layers.UpSampling2D(2), X, 0),
+        (keras.layers.UpSampling2D(2, interpolation="bilinear"), X, 0),
+    ],
+)  # fmt: skip
+def test_keras_layers_by_hand(layer, shape, multiply_adds):
+    assert counted(built(layer, shape).call, shape) == multiply_adds
+
+
+def counted(function, *shapes):
+    specs = [tf.TensorSpec(shape) for shape in shapes]
+    traced = tf.function(lambda *inputs: function(*inputs), autograph=False)
+    return count_operations(traced.get_concrete_function(*specs).graph)
+
+
+@pytest.mark.parametrize("resize", [resize_bilinear_align_corners, resize_nearest])
+def test_a_resize_is_no_dense_layer(resize):
+    kernel = tf.Variable(tf.ones([8, 5]))
+    assert counted(lambda x: resize(x, (4, 30)), X) == 0
+    assert counted(lambda x: tf.matmul(x, kernel), X) == 9 * 12 * 8 * 5
+    assert counted(lambda x: tf.matmul(kernel, x, True, True), (12, 8)) == 5 * 8 * 12
+    assert counted(lambda x: tf.matmul(resize(x, (4, 30)), kernel), X) == 4 * 30 * 8 * 5
+    assert counted(lambda x, y: tf.matmul(x, y), (6, 7), (7, 3)) == 6 * 7 * 3
+
+
+def test_products_of_maps():
+    per_channel, scale = tf.Variable(tf.ones([8])), tf.Variable(1.0)
+    elements = 9 * 12 * 8
+    assert counted(lambda x: (x - per_channel) * per_channel + per_channel, X) == 2 * elements
+    assert counted(lambda x: x * scale, X) == elements
+    assert counted(lambda x, gate: x * gate, X, (1, 1, 1, 8)) == elements
+    assert counted(lambda x: 0.5 * x + x, X) == 0
+    assert counted(lambda x: x * x, (100, 4)) == 0  # boxes
+
+
+def test_what_parameters_and_shapes_alone_give_is_not_counted():
+    kernel = tf.Variable(tf.ones([3, 3, 8, 2]))
+
+    def standardised(x):
+        mean, variance = tf.nn.moments(kernel, [0, 1, 2])
+        x = tf.nn.conv2d(x, (kernel - mean) * tf.math.rsqrt(variance), 1, "SAME")
+        return x, tf.linalg.matmul(tf.eye(tf.shape(x)[1]), tf.eye(9))
+
+    assert counted(standardised, X) == 9 * 8 * 9 * 12 * 2
+
+
+def test_functions_that_are_called_are_counted():
+    kernel = tf.Variable(tf.ones([3, 3, 8, 2]))
+
+    @tf.function
+    def inner(x, kernel):
+        return tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME")), tf.shape(x)[1]
+
+    @tf.function
+    def outer(x):
+        y, height = inner(x, kernel)
+        return tf.matmul(tf.eye(height), y[0, :, :, 0])  # the matrix is made of a shape
+
+    assert counted(lambda x: outer(outer(x)[tf.newaxis, :, :, tf.newaxis] + x), X) == 2 * (
+        9 * 8 * 9 * 12 * 2 + 9 * 12 * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: tf.nn.conv3d(x[..., None], KERNEL, [1] * 5, "SAME"), "Conv3D: operations of"),
+        (lambda x: tf.einsum("nhwc,nhwd->ncd", x, x), "of type Einsum are not counted"),
+        (lambda x: tf.while_loop(lambda y: True, tf.nn.relu, [x]), "of type StatelessWhile are"),
+        (tf.function(lambda x: tf.linalg.svd(x, compute_uv=False)), "of type Svd are not counted"),
+    ],
+)
+def test_an_operation_in_no_list_is_an_error(function, message):
+    with pytest.raises(ValueError, match=message):
+        counted(function, X)
+
+
+def test_a_shape_that_is_not_known_is_an_error():
+    with pytest.raises(ValueError, match=r"cannot be counted with a shape .*None"):
+        counted(lambda x: tf.nn.relu(tf.nn.relu(x)), (1, None, 12, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ResNetBackbone", {"stackwise_filters": [8, 16], "stackwise_blocks": [2, 2],
+                            "stackwise_strides": [1, 2]}),
+        ("ResNetV2Backbone", {"stackwise_filters": [8, 16], "stackwise_blocks": [2, 2],
+                              "stackwise_strides": [1, 2]}),
+        ("DenseNetBackbone", {"stackwise_num_repeats": [1, 2], "growth_rate": 8}),
+        ("CSPDarkNetBackbone", {"stackwise_channels": [8, 16, 24, 32],
+                                "stackwise_depth": [1, 1, 2, 1]}),
+        ("CSPDarkNetBackbone", {"stackwise_channels": [8, 16, 24, 32], "use_depthwise": True,
+                                "stackwise_depth": [1, 1, 2, 1]}),
+    ],
+)  # fmt: skip
+def test_backbones_of_kerascv_layer_by_layer(name, options, monkeypatch):
+    backbone = getattr(keras_cv.models, name)(
+        include_rescaling=False, input_shape=(64, 96, 3), **options
+    )
+    call, calls = keras.layers.Layer.__call__, []
+
+    def recorded(layer, *args, **kwargs):
+        outputs = call(layer, *args, **kwargs)
+        calls.append((layer, args, outputs))
+        return outputs
+
+    monkeypatch.setattr(keras.layers.Layer, "__call__", recorded)
+    cost = count_layer(backbone, (1, 64, 96, 3))
+    monkeypatch.undo()
+    convolutions = expected = 0
+    for layer, args, y in calls:
+        kind = type(layer).__name__
+        if kind in ("Conv2D", "DepthwiseConv2D"):
+            kernel, *bias = layer.weights
+            pixels, convolutions = y.shape[1] * y.shape[2], convolutions + 1
+            expected += pixels * (np.prod(kernel.shape) + (y.shape[3] if bias else 0))
+        elif kind == "BatchNormalization":
+            expected += 2 * np.prod(y.shape)
+        elif kind in ("Activation", "ReLU", "Lambda"):  # ReLU and SiLU
+            expected += np.prod(y.shape)
+        elif kind in ("MaxPooling2D", "AveragePooling2D"):
+            expected += np.prod(args[0].shape)
+    assert convolutions >= 8
+    assert cost.multiply_adds == expected
+    assert cost.parameters == sum(np.prod(v.shape) for v in backbone.trainable_variables)
 
 
 def ratio(layer, reference, shapes):
