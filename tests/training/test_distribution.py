@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
-from sepc_tf.training.distribution import is_chief
+from sepc_tf.errors import ConfigError
+from sepc_tf.training.distribution import is_chief, make_strategy
 
 
 def strategy(cluster, task_type, task_id):
@@ -29,3 +30,11 @@ def test_exactly_one_process_of_a_cluster_writes(cluster, writer):
 
 def test_a_process_alone_writes():
     assert is_chief(tf.distribute.get_strategy())
+
+
+@pytest.mark.parametrize("name", ["one", "multi_worker"])
+def test_replicas_of_mirrored_are_refused_elsewhere(name):
+    with pytest.raises(
+        ConfigError, match=f"cpu_replicas: 2 has no effect on train.strategy: {name}"
+    ):
+        make_strategy(name, cpu_replicas=2)

@@ -1,10 +1,14 @@
 """Schedules against the formulas of mmdetection's warm-up and plain numpy."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
-from sepc_tf.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from sepc_tf.config import OptimizerConfig, ScheduleConfig, TrainConfig, load_config
+from sepc_tf.errors import ConfigError
+from sepc_tf.training.optimizers import make_optimizer
 from sepc_tf.training.schedules import WarmupSchedule, make_schedule
 
 
@@ -41,3 +45,21 @@ def test_a_schedule_round_trips_through_its_config():
     schedule = WarmupSchedule(0.01, 5, 0.1, [10, 20], 0.5)
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
     assert restored.get_config() == schedule.get_config()
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+@pytest.mark.parametrize(("key", "value"), [("milestones", [3]), ("decay", 0.5)])
+def test_settings_of_steps_are_refused_elsewhere(kind, key, value):
+    schedule = ScheduleConfig(type=kind, **{key: value})
+    with pytest.raises(ConfigError, match=f"train.schedule.{key}: .* has no effect on .*{kind}"):
+        make_schedule(TrainConfig(schedule=schedule), steps_per_epoch=10)
+
+
+def test_the_settings_of_every_shipped_config_take_effect():
+    paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    assert len(paths) > 30
+    for path in paths:
+        train = load_config(path).train
+        make_schedule(train, steps_per_epoch=10)
+        make_optimizer(train.optimizer, 0.1)
+        assert train.strategy == "mirrored" or train.cpu_replicas == 1
