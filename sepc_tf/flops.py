@@ -129,8 +129,10 @@ def count_operations(graph: tf.Graph) -> int:
             it. Or a shape is not known.
 
     Example:
+        >>> kernel = tf.Variable(tf.ones([3, 3, 3, 16]))
         >>> function = tf.function(lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"))
         >>> count_operations(function.get_concrete_function(tf.TensorSpec([1, 8, 8, 3])).graph)
+        27648
     """
     captured = {tensor.ref() for tensor in graph.internal_captures}
     origins = [PARAMETER if tensor.ref() in captured else DATA for tensor in graph.inputs]

@@ -139,8 +139,8 @@ def deform_conv2d_implementation(
         sepc_tf.ops.native.NativeUnavailableError: "native" where the library cannot be built.
 
     Example:
-        >>> deform_conv2d_implementation()
-        "native"
+        >>> deform_conv2d_implementation(dtype=tf.float64)
+        'xla'
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -176,7 +176,8 @@ def portable_ops() -> Iterator[None]:
 
     Example:
         >>> with portable_ops():
-        ...     tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
+        ...     deform_conv2d_implementation()
+        'xla'
     """
     token = _imposed.set("xla")
     try:
