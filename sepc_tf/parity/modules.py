@@ -25,8 +25,9 @@ from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
 from sepc_tf.parity.comparing import FLOAT64_TOLERANCE, ZERO_TOLERANCE, Comparison
 from sepc_tf.parity.golden import float64_reference, level_inputs, nchw
 
-# Twice what float32 kinks did to the authors' gradients at the most: 0.13 of the largest element
-# (golden/README.md, "Float64 references"). A missing term, a wrong sign or a factor of 2 is more.
+# Twice the most by which kinks moved the authors' float32 gradients: 0.13 of the largest element
+# (README.md of the golden folder, "Float64 references"). A missing term, a wrong sign or a factor of
+# 2 is more.
 COARSE_TOLERANCE = 0.26
 
 
