@@ -111,8 +111,11 @@ def augment(
         pixels, boxes and labels of the kinds given; objects of which too little is left are gone.
 
     Example:
-        >>> settings = AugmentationConfig(brightness=0.3, crop_probability=0.5)
-        >>> pixels, boxes, labels = augment(pixels, boxes, labels, settings, seed=1)
+        >>> pixels = np.full((40, 60, 3), 128, np.uint8)
+        >>> boxes, labels = np.float32([[5, 5, 30, 30]]), np.int32([0])
+        >>> settings = AugmentationConfig(expand_probability=1.0, expand_ratio=[2.0, 2.0])
+        >>> augment(pixels, boxes, labels, settings, seed=1)[0].shape
+        (80, 120, 3)
     """
     rng = np.random.default_rng(seed)
     drawn = draw(settings, rng)
