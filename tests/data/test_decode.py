@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from sepc_tf.data.decode import decode_upright
+from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.images import decode_image
 
 decode = tf.function(decode_upright, input_signature=[tf.TensorSpec([], tf.string)])
@@ -71,6 +72,13 @@ def test_photographs_have_the_pixels_of_pillow(coco128_dir):
     paths = sorted((coco128_dir / "train2017").glob("*.jpg"))
     assert len(paths) == 128
     for path in paths:
+        contents = path.read_bytes()
+        np.testing.assert_array_equal(decode(contents), decode_image(contents), err_msg=path.name)
+
+
+def test_the_demo_data_have_the_pixels_of_pillow(tmp_path):
+    root = make_demo_dataset(tmp_path / "demo", train_images=0, val_images=6)
+    for path in sorted((root / "val").glob("*.jpg")):
         contents = path.read_bytes()
         np.testing.assert_array_equal(decode(contents), decode_image(contents), err_msg=path.name)
 
