@@ -154,7 +154,7 @@ def load_run(run_dir, checkpoint="best", overrides=()):
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(
             f"{run_dir} is no run directory (it has no config.yaml); train one with "
-            "scripts/train.py --config FILE --run-dir DIR"
+            "sepc-tf train --config FILE --run-dir DIR"
         )
     config = load_config(run_dir / "config.yaml", overrides)
     categories = json.loads((run_dir / "categories.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sepc_tf.data.images import read_image
 from sepc_tf.errors import DatasetError, UnreadableImageError
+from sepc_tf.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -375,7 +376,7 @@ def _image_problems(images, image_dir):
 
     found = _Problems()
     with ThreadPoolExecutor() as pool:
-        for result in pool.map(examine, images):
+        for result in track(pool.map(examine, images), len(images), "decoding images"):
             if result is not None:
                 found.add(*result)
     return found.list()

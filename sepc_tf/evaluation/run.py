@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from sepc_tf.errors import DatasetError, UnreadableImageError
 from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+from sepc_tf.progress import track
 from sepc_tf.visualization import prediction_grid
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Evaluator:
     def detections(self):
         """Returns all detections as a list in COCO's result format."""
         results = []
-        for batch in self.strategy.experimental_distribute_dataset(self.pipeline.for_epoch()):
+        batches = self.strategy.experimental_distribute_dataset(self.pipeline.for_epoch())
+        for batch in track(batches, self.pipeline.steps_per_epoch, "evaluating"):
             outputs = {name: value.numpy() for name, value in self._detect(batch).items()}
             results += to_coco_results(outputs, self.dataset)
         return results
