@@ -77,18 +77,22 @@ def _on_terminal(iterable, total, description):
 
 
 def _in_log(iterable, total, description):
-    start = said = time.monotonic()
+    said = time.monotonic()
     for done, item in enumerate(iterable):
         now = time.monotonic()
+        if done == 1:
+            since = now  # the first item may trace a graph: it says nothing of the others
         if done and now - said >= SECONDS_BETWEEN_LINES:
             said = now
-            print(f"{description}: {_line(done, total, now - start)}", file=sys.stderr, flush=True)
+            print(f"{description}: {_line(done, total, now - since)}", file=sys.stderr, flush=True)
         yield item
 
 
 def _line(done, total, seconds):
-    """`120/5000, 0:03:10 left`; without a total the time so far."""
+    """`120/5000, 0:03:10 left`; all items but the first took `seconds`."""
     if not total:
-        return f"{done}, {datetime.timedelta(seconds=int(seconds))} so far"
-    left = datetime.timedelta(seconds=round((total - done) * seconds / done))
+        return f"{done} so far"
+    if done == 1:
+        return f"1/{total}"
+    left = datetime.timedelta(seconds=round((total - done) * seconds / (done - 1)))
     return f"{done}/{total}, {left} left"

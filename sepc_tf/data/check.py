@@ -225,7 +225,9 @@ def raise_on_errors(problems, name):
         raise DatasetError("\n  ".join([f"{name} cannot be used:", *errors]))
 
 
-def check_dataset(annotations_json, image_dir, decode=True):
+def check_dataset(
+    annotations_json: str | Path, image_dir: str | Path, decode: bool = True
+) -> DatasetReport:
     """Checks a data set in COCO format, with `decode` including every pixel of it.
 
     Args:

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.config import DataConfig
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.errors import ConfigError
 
 
-def load_split(data, split):
+def load_split(data: DataConfig, split: str) -> CocoDataset:
     """Loads one split of the configured data set.
 
     Args:
@@ -44,7 +45,7 @@ def load_split(data, split):
     return load_tfds(data.directory, {"train": "train", "val": "validation"}[split])
 
 
-def training_pipeline(dataset, config):
+def training_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
     """Builds the shuffled, augmented `BatchPipeline` of a config.
 
     Args:
@@ -64,7 +65,7 @@ def training_pipeline(dataset, config):
     )
 
 
-def evaluation_pipeline(dataset, config):
+def evaluation_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
     """Builds the `BatchPipeline` that shows every image once, as `training_pipeline`."""
     return BatchPipeline(
         dataset,

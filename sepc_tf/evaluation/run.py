@@ -1,12 +1,20 @@
 """Evaluating a detector on a data set: batches in, COCO metrics, files and pictures out."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.errors import DatasetError, UnreadableImageError
-from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+from sepc_tf.evaluation.coco import (
+    CocoMetrics,
+    evaluate_detections,
+    to_coco_results,
+    write_evaluation,
+)
 from sepc_tf.progress import track
 from sepc_tf.visualization import prediction_grid
 
@@ -112,7 +120,9 @@ class Evaluator:
         return {name: self.strategy.gather(value, axis=0) for name, value in outputs.items()}
 
 
-def evaluate_run(run, dataset, pipeline, out_dir):
+def evaluate_run(
+    run, dataset: CocoDataset, pipeline: BatchPipeline, out_dir: str | Path
+) -> CocoMetrics:
     """Evaluates a trained detector and writes `metrics.json` and `detections.json`.
 
     Args:
