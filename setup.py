@@ -1,19 +1,44 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+INIT = (ROOT / "sepc_tf/__init__.py").read_text(encoding="utf-8")
+
 setup(
     name="sepc-tf",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1],
     description="Scale-Equalizing Pyramid Convolution (CVPR 2020) detectors for TensorFlow 2",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="SEPC-TF developers",
     license="MIT",
-    packages=find_packages(include=["sepc_tf", "sepc_tf.*"]),
-    package_data={"sepc_tf": ["ops/native/*.cc", "ops/native/*.h"]},
+    keywords="object detection, feature pyramid, RetinaNet, SEPC, deformable convolution, Keras",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    packages=[*find_packages(include=["sepc_tf", "sepc_tf.*"]), "sepc_tf.configs"],
+    package_dir={"sepc_tf.configs": "configs"},
+    package_data={
+        "sepc_tf": ["py.typed", "ops/native/*.cc", "ops/native/*.h"],
+        "sepc_tf.configs": ["*.yaml", "_base_/*.yaml"],
+    },
+    entry_points={"console_scripts": ["sepc-tf = sepc_tf.cli:main"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "tensorflow>=2.15,<2.22",
+        "keras>=2.15,<3.16",
         "keras-cv==0.9.0",
         "tensorflow-datasets>=4.9.4",
         "importlib_resources",
@@ -22,9 +47,9 @@ setup(
         "numpy",
         "omegaconf>=2.4",
         "pyyaml",
-        "pillow",
+        "pillow>=10.1",
         "matplotlib",
-        "rich",
+        "rich>=14.1",
         "safetensors>=0.5",
         "scikit-learn",
     ],

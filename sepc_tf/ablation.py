@@ -1,5 +1,7 @@
 """Comparing configs: many trainings, then one table and its plots."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import logging
@@ -8,13 +10,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
-from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tensorflow.core.util import event_pb2
@@ -22,6 +23,7 @@ from tensorflow.core.util import event_pb2
 from sepc_tf.config import ConfigError, load_config
 from sepc_tf.flops import Cost, count_detector
 from sepc_tf.inference import detect_images
+from sepc_tf.optional import import_package
 from sepc_tf.runs import load_run
 from sepc_tf.zoo import DETECTORS
 
@@ -47,33 +49,35 @@ class Experiment:
     run_dir: Path
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.config.stem
 
     @property
-    def log_file(self):
+    def log_file(self) -> Path:
         return self.run_dir.with_suffix(".log")
 
-    def settings(self, overrides=()):
+    def settings(self, overrides: Sequence[str] = ()) -> list[str]:
         """The overrides of its training."""
         return [f"train.seed={self.seed}", *overrides]
 
-    def history(self):
+    def history(self) -> list[dict]:
         """Metrics of its evaluated epochs so far."""
         file = self.run_dir / "history.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
-    def finished(self, overrides=()):
+    def finished(self, overrides: Sequence[str] = ()) -> bool:
         """Whether the last epoch has been evaluated."""
         epochs = load_config(self.config, self.settings(overrides)).train.epochs
         return any(entry["epoch"] >= epochs for entry in self.history())
 
 
-def plan(configs, seeds, out_dir):
+def plan(
+    configs: Sequence[str | Path], seeds: Sequence[int], out_dir: str | Path
+) -> list[Experiment]:
     """Every config with every seed, seed by seed: a stopped comparison has whole columns.
 
     Args:
-        configs: paths of config files; their names tell the rows apart.
+        configs: paths of config files, or names of packaged ones; their names tell the rows apart.
         seeds: integers.
         out_dir: the runs go to `out_dir/<config's name>/seed_<seed>`.
 
@@ -98,14 +102,19 @@ def plan(configs, seeds, out_dir):
 # Training -----------------------------------------------------------------------------------------
 
 
-def train_all(experiments, train_script, jobs=1, overrides=()):
+def train_all(
+    experiments: Sequence[Experiment],
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    command: Sequence[str] = (sys.executable, "-m", "sepc_tf", "train"),
+) -> list[Experiment]:
     """Trains what is not finished, each in a process of its own; finished ones are kept.
 
     Args:
         experiments: what `plan` returned.
-        train_script: path of `scripts/train.py`.
         jobs: trainings at the same time.
         overrides: `key=value` strings for all of them.
+        command: what takes the arguments of `sepc-tf train`.
 
     Returns:
         list of the experiments whose training failed; their logs say why.
@@ -123,7 +132,7 @@ def train_all(experiments, train_script, jobs=1, overrides=()):
                     item = waiting.pop(0)
                     label = f"{item.name} seed {item.seed}"
                     running[item] = (
-                        _start(item, train_script, overrides),
+                        _start(item, command, overrides),
                         view.add_task(label, total=None, text=""),
                     )
                     console.print(f"training {label}", highlight=False)
@@ -147,10 +156,10 @@ def train_all(experiments, train_script, jobs=1, overrides=()):
     return failed
 
 
-def _start(item, train_script, overrides):
+def _start(item, command, overrides):
     item.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(train_script), "--config", str(item.config)]
-    command += ["--run-dir", str(item.run_dir), *item.settings(overrides)]
+    command = [*command, "--config", str(item.config), "--run-dir", str(item.run_dir)]
+    command += item.settings(overrides)
     with open(item.log_file, "ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
@@ -185,17 +194,17 @@ class Row:
     name: str
     detector: str
     variant: str
-    histories: list
-    losses: list
+    histories: list[list[dict]]
+    losses: list[list[tuple[int, float]]]
     cost: Cost
     milliseconds: float
 
-    def final(self, metric):
+    def final(self, metric: str) -> list[float]:
         """The metric at the end of training, one value per seed."""
         return [history[-1][metric] for history in self.histories]
 
 
-def measure(experiments):
+def measure(experiments: Sequence[Experiment]) -> list[Row]:
     """Reads the results of finished trainings and times their detectors.
 
     The times are medians over rounds in which every detector takes its turn, so that a change of
@@ -266,7 +275,7 @@ def _read_losses(directory):
 # Report -------------------------------------------------------------------------------------------
 
 
-def write_report(rows, out_dir, command):
+def write_report(rows: Sequence[Row], out_dir: str | Path, command: str) -> Path:
     """Writes `ablation.md`, `ablation_cost.png` and `ablation_curves.png`.
 
     Args:
@@ -276,11 +285,15 @@ def write_report(rows, out_dir, command):
 
     Returns:
         path of the Markdown file.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
     """
+    plt = import_package("matplotlib.pyplot", "matplotlib", "the report of an ablation")
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _plot_cost(rows, out_dir / "ablation_cost.png")
-    _plot_curves(rows, out_dir / "ablation_curves.png")
+    _plot_cost(plt, rows, out_dir / "ablation_cost.png")
+    _plot_curves(plt, rows, out_dir / "ablation_curves.png")
     page = out_dir / "ablation.md"
     page.write_text(
         f"```\n{command}\n```\n\n{table(rows)}\n\n![AP against time and against FLOPs]"
@@ -290,7 +303,7 @@ def write_report(rows, out_dir, command):
     return page
 
 
-def table(rows):
+def table(rows: Sequence[Row]) -> str:
     """Markdown: metrics in percent after the last epoch, mean over seeds and its spread for AP."""
     lines = [
         "| config | seeds | " + " | ".join(METRICS) + " | GFLOPs | parameters | ms per image "
@@ -310,9 +323,9 @@ def table(rows):
     return "\n".join(lines)
 
 
-def _plot_cost(rows, path):
+def _plot_cost(plt, rows, path):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for row, colour in zip(rows, _colours(rows)):
+    for row, colour in zip(rows, _colours(plt, rows)):
         ap = row.final("AP")
         costs = (row.milliseconds, row.cost.multiply_adds / 1e9)
         for axis, cost in zip(axes, costs):
@@ -320,13 +333,13 @@ def _plot_cost(rows, path):
             axis.plot(cost, np.mean(ap), _marker(row), color=colour, label=row.name)
     axes[0].set(xlabel="time per image, ms", ylabel="AP")
     axes[1].set(xlabel="GFLOPs (multiply-adds)")
-    _finish(figure, axes, path)
+    _finish(plt, figure, axes, path)
 
 
-def _plot_curves(rows, path):
+def _plot_curves(plt, rows, path):
     """AP and loss over the steps; solid with integrated batch normalisation, dashed without."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for row, colour in zip(rows, _colours(rows)):
+    for row, colour in zip(rows, _colours(plt, rows)):
         style = {"color": colour, "linestyle": "--" if row.variant in WITHOUT_IBN else "-"}
         for number, (history, losses) in enumerate(zip(row.histories, row.losses)):
             label = row.name if number == 0 else None
@@ -336,11 +349,11 @@ def _plot_curves(rows, path):
             axes[1].plot(*_smoothed(losses), label=label, **style, linewidth=1)
     axes[0].set(xlabel="step", ylabel="AP")
     axes[1].set(xlabel="step", ylabel="loss (running mean)", yscale="log")
-    _finish(figure, axes, path)
+    _finish(plt, figure, axes, path)
 
 
-def _finish(figure, axes, path):
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+def _finish(plt, figure, axes, path):
+    axes[0].yaxis.set_major_formatter(lambda value, position: f"{100 * value:.0f}")
     for axis in axes:
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -355,7 +368,7 @@ def _smoothed(losses, width=5):
     return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
 
 
-def _colours(rows):
+def _colours(plt, rows):
     return [plt.get_cmap("tab10")(index % 10) for index in range(len(rows))]
 
 

@@ -1,6 +1,7 @@
 """Measures the deformable convolution against the ordinary one, in time and in memory."""
 
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from sepc_tf.ops import native
 from sepc_tf.ops.deform_conv2d import deform_conv2d
+from sepc_tf.progress import track
 
 # name, height, width, stride: the maps of a 800 x 1333 image.
 MAPS = (
@@ -46,12 +48,11 @@ def deform_conv(batches=(1, 4), maps=MAPS, repeats=15, memory=True, neck=True):
         `ms`, `ratio`, `ratio_of_best`), `memory` (MB), `neck` (seconds).
     """
     report = {"environment": _environment(), "times": [], "memory": [], "neck": []}
-    for batch in batches:
-        for name, height, width, stride in maps:
-            for backward in (False, True):
-                times = _interleaved(_forms(batch, height, width, stride, backward), repeats)
-                case = {"map": name, "batch": batch, "backward": backward}
-                report["times"] += [{**case, **row} for row in _rows(times)]
+    cases = list(itertools.product(batches, maps, (False, True)))
+    for batch, (name, height, width, stride), backward in track(cases, description="timing"):
+        times = _interleaved(_forms(batch, height, width, stride, backward), repeats)
+        case = {"map": name, "batch": batch, "backward": backward}
+        report["times"] += [{**case, **row} for row in _rows(times)]
     if memory:
         fused = ["native"] if native.available() else []
         fused += ["native, jit"] if fused and native.callable_from_xla() else []

@@ -4,6 +4,10 @@ Every other module writes one form that runs on both: `import keras`, `add_weigh
 `tf.*` inside `Layer.call`. A difference that needs a branch gets a function here.
 """
 
+import contextlib
+import io
+from types import ModuleType
+
 import keras
 import tensorflow as tf
 
@@ -30,6 +34,13 @@ def require_private(owner, name):
 if KERAS_3:
     require_private(keras.Model, "_maybe_symbolic_build")
     require_private(keras.Model, "_default_save_signature")
+
+
+def import_keras_cv() -> ModuleType:
+    """KerasCV; it takes seconds to import, and on Keras 2 prints a line that is left out here."""
+    with contextlib.nullcontext() if KERAS_3 else contextlib.redirect_stdout(io.StringIO()):
+        import keras_cv
+    return keras_cv
 
 
 def float32_weight_options():

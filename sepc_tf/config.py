@@ -1,9 +1,8 @@
-"""Typed configuration: dataclasses, YAML files that inherit from each other, dotted overrides.
+"""Typed configuration: dataclasses, the values of YAML files (`config_files`), dotted overrides.
 
-A YAML file may name the files it inherits from in `_base_` (a path or a list of paths, relative to
-the file); later values win over earlier ones. Every value is checked against the dataclasses that
-stand beside the parts they configure: a misspelt key, a wrong type or a value out of range is one
-error that names the key, the file, and what is allowed.
+Every value is checked against the dataclasses that stand beside the parts they configure: a
+misspelt key, a wrong type or a value out of range is one error that names the key, the file, and
+what is allowed.
 
 Example:
     >>> config = load_config("configs/demo_sepc_lite.yaml", ["train.epochs=2"])
@@ -12,16 +11,14 @@ Example:
 """
 
 import dataclasses
-import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 
 from sepc_tf.backbones.config import BackboneConfig
+from sepc_tf.config_files import find_config, inherited_values, parse_yaml
 from sepc_tf.data.config import DataConfig, SplitConfig
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
@@ -57,41 +54,11 @@ class Config:
     train: TrainConfig = setting(TrainConfig())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-7` is a number, as it is everywhere else, and no key stands twice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; raises `yaml.YAMLError`.
-
-    Example:
-        >>> parse_yaml("epsilon: 1e-7")
-        {'epsilon': 1e-07}
-    """
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
-
-
 def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:
     """Reads a YAML file with everything it inherits, applies overrides, and checks all values.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a packaged config, as "demo_sepc_lite".
         overrides: strings `"dotted.key=value"`; the value is read as YAML.
 
     Returns:
@@ -102,7 +69,8 @@ def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:
             type or is none of the choices.
     """
     config = OmegaConf.structured(Config)
-    for source, values in _inherited_values(Path(path), ()):
+    path = find_config(path)
+    for source, values in inherited_values(path):
         config = merge(config, values, Config, "", source)
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -138,30 +106,6 @@ def differences(first: Config, second: Config) -> list[str]:
         for key in {**flat_first, **flat_second}
         if flat_first.get(key) != flat_second.get(key)
     ]
-
-
-def _inherited_values(path, children):
-    """Yields (file, values) of every file `path` inherits from, outermost first, then its own."""
-    if path.resolve() in children:
-        raise ConfigError(f"{path}: inherits from itself (through _base_)")
-    if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist{_similar_files(path)}")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(values).__name__}")
-    bases = values.pop("_base_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        yield from _inherited_values(path.parent / base, (*children, path.resolve()))
-    yield path, values
-
-
-def _similar_files(path):
-    names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    similar = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(similar)}?" if similar else ""
 
 
 def _flatten(values, prefix=""):

@@ -21,6 +21,10 @@ class UnreadableImageError(UserError, ValueError):
     """An image file that is missing, cut off, or not an image; the message names it."""
 
 
+class MissingPackageError(UserError, ImportError):
+    """A package that this function needs is not installed; the message has the pip command."""
+
+
 class OutputError(UserError, OSError):
     """A place that results cannot be written to; the message names it and what to give instead."""
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from sepc_tf.checkpoints.variables import named_variables
 from sepc_tf.ops.deform_conv2d import portable_ops
+from sepc_tf.progress import track
 
 # GFLOPs of Table 1, at 3x1280x800: detector type -> variant -> figure.
 PAPER_GFLOPS = {
@@ -323,21 +324,21 @@ def paper_table(build, height=800, width=1280):
         str.
     """
     lines = []
-    for kind, figures in PAPER_GFLOPS.items():
-        for variant, figure in figures.items():
-            costs = count_detector(build(kind, variant), height, width)
-            if not lines:
-                names = [*costs]
-                lines = [
-                    f"| detector | variant | {' | '.join(names)} | GFLOPs | paper | difference "
-                    "| parameters |",
-                    "|---" * (len(names) + 6) + "|",
-                ]
-            total = sum(costs.values(), Cost(0, 0))
-            flops = total.multiply_adds / 1e9
-            cells = [f"{cost.multiply_adds / 1e9:.2f}" for cost in costs.values()]
-            lines.append(
-                f"| {kind} | {variant} | {' | '.join(cells)} | {flops:.2f} | {figure} | "
-                f"{100 * (flops / figure - 1):+.2f}% | {total.parameters / 1e6:.2f} M |"
-            )
+    rows = [(kind, *row) for kind, figures in PAPER_GFLOPS.items() for row in figures.items()]
+    for kind, variant, figure in track(rows, description="counting"):
+        costs = count_detector(build(kind, variant), height, width)
+        if not lines:
+            names = [*costs]
+            lines = [
+                f"| detector | variant | {' | '.join(names)} | GFLOPs | paper | difference "
+                "| parameters |",
+                "|---" * (len(names) + 6) + "|",
+            ]
+        total = sum(costs.values(), Cost(0, 0))
+        flops = total.multiply_adds / 1e9
+        cells = [f"{cost.multiply_adds / 1e9:.2f}" for cost in costs.values()]
+        lines.append(
+            f"| {kind} | {variant} | {' | '.join(cells)} | {flops:.2f} | {figure} | "
+            f"{100 * (flops / figure - 1):+.2f}% | {total.parameters / 1e6:.2f} M |"
+        )
     return "\n".join(lines)

@@ -4,13 +4,17 @@
 pipeline, where images of one batch may differ in size.
 """
 
+from __future__ import annotations
+
 import tensorflow as tf
 
+from sepc_tf.data.config import DataConfig
 from sepc_tf.data.preprocess import frame_sizes, pad_to_multiple, preprocess_image
+from sepc_tf.detectors import Detector
 from sepc_tf.ops.boxes import LAST_PIXEL
 
 
-def detect_images(detector, data, images):
+def detect_images(detector: Detector, data: DataConfig, images: tf.Tensor) -> dict[str, tf.Tensor]:
     """Detects objects in a batch of equally sized images.
 
     Resizes as the evaluation does (shorter side to `data.test_short_side` unless the longer one

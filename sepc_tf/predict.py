@@ -1,7 +1,10 @@
 """Predictions for image files: boxes, pictures, JSON."""
 
+from __future__ import annotations
+
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,9 @@ from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
 from sepc_tf.errors import UnreadableImageError
 from sepc_tf.files import write_json
 from sepc_tf.inference import detect_images
-from sepc_tf.visualization import draw_detections
+from sepc_tf.progress import track
+from sepc_tf.runs import Run
+from sepc_tf.visualization import draw_detections, one_per_object
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +37,7 @@ class Detections:
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
-    names: list
+    names: list[str]
 
 
 class Predictor:
@@ -46,14 +51,14 @@ class Predictor:
         >>> detections.names[0], detections.boxes[0]
     """
 
-    def __init__(self, run):
+    def __init__(self, run: Run):
         self.categories = run.categories
         self._detect = tf.function(
             functools.partial(detect_images, run.detector, run.config.data),
             input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
         )
 
-    def __call__(self, image):
+    def __call__(self, image: str | Path | np.ndarray) -> Detections:
         """Detects objects in one image.
 
         Args:
@@ -84,7 +89,14 @@ class Predictor:
         )
 
 
-def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
+def predict_files(
+    run: Run,
+    paths: Sequence[str | Path],
+    out_dir: str | Path,
+    min_score: float = 0.3,
+    limit: int | None = None,
+    draw_one_per_object: bool = False,
+) -> tuple[dict[str, Detections], dict[str, str]]:
     """Predicts for image files and folders; draws each and writes `predictions.json`.
 
     Args:
@@ -93,6 +105,8 @@ def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
         out_dir: where the pictures and `predictions.json` go.
         min_score: boxes below are not drawn; the JSON has them all.
         limit: at most so many images.
+        draw_one_per_object: of boxes that overlap by half or more only the best is drawn, whatever
+            their classes; the JSON has them all.
 
     Returns:
         (`dict[str, Detections]` by file name, `dict[str, str]` of errors of unreadable files).
@@ -111,7 +125,7 @@ def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
         )
     predictor = Predictor(run)
     found, failed, used = {}, {}, set()
-    for path in files:
+    for path in track(files, description="predicting"):
         try:
             image = read_image(path)
         except UnreadableImageError as error:
@@ -126,6 +140,8 @@ def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
             continue
         found[str(path)] = detections
         drawn = detections.scores >= min_score
+        if draw_one_per_object:
+            drawn &= one_per_object(detections.boxes, detections.scores)
         picture = draw_detections(
             image,
             detections.boxes[drawn],
@@ -158,7 +174,7 @@ def predict_files(run, paths, out_dir, min_score=0.3, limit=None):
     return found, failed
 
 
-def list_images(paths):
+def list_images(paths: Sequence[str | Path]) -> list[Path]:
     """Returns the image files of files and folders, sorted within each folder.
 
     Raises:

@@ -288,7 +288,7 @@ def load_run(
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(
             f"{run_dir} is no run directory (it has no config.yaml); train one with "
-            "scripts/train.py --config FILE --run-dir DIR"
+            "sepc-tf train --config FILE --run-dir DIR"
         )
     config = _saved_config(run_dir, overrides)
     categories = read_categories(run_dir)

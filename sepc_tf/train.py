@@ -148,7 +148,7 @@ def _train(config, run_dir, termination, on_exit):
 
     converted = run_dir / "checkpoints" / "best.npz"
     if converted.is_file() and not step_files(converted.parent):
-        # What scripts/convert_checkpoint.py left here: fine-tuning starts from it.
+        # What `sepc-tf convert` left here: fine-tuning starts from it.
         arrays, _ = read_checkpoint(converted)
         assign_variables(named_variables(detector), section(arrays, "model"), converted)
         log.info("starting from the weights of %s", converted)

@@ -1,9 +1,11 @@
 """Pictures: boxes on images, predictions beside ground truth."""
 
+from __future__ import annotations
+
 import colorsys
 import functools
 import math
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +15,13 @@ PANEL_TITLE_HEIGHT = 22
 GAP = 4
 
 
-def draw_detections(image, boxes, labels, scores=None, names=None):
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray | Sequence,
+    labels: np.ndarray | Sequence[int],
+    scores: np.ndarray | Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+) -> np.ndarray:
     """Draws boxes with class names and scores on an image.
 
     Each class has its colour. Lines and letters grow with the image, and small images (longer side
@@ -67,7 +75,42 @@ def draw_detections(image, boxes, labels, scores=None, names=None):
     return np.asarray(canvas)
 
 
-def prediction_grid(rows, names=None):
+def one_per_object(
+    boxes: np.ndarray | Sequence, scores: np.ndarray | Sequence[float], iou: float = 0.5
+) -> np.ndarray:
+    """Which boxes to draw so that each object has one, whatever classes it was taken for.
+
+    From the best score down, a box is kept unless it overlaps a kept one by `iou` or more
+    (intersection over union). Suppression within a class alone, as detectors do it, leaves one box
+    for every class that an object resembles.
+
+    Args:
+        boxes: `[n, 4]`, xyxy.
+        scores: `[n]`; of equal ones the earlier comes first.
+        iou: overlap from which two boxes are taken for one object.
+
+    Returns:
+        bool `[n]`.
+
+    Example:
+        >>> one_per_object([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]], [0.6, 0.9, 0.5])
+        array([False,  True,  True])
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    kept = np.zeros(len(boxes), bool)
+    for index in np.argsort(-np.asarray(scores, np.float64), kind="stable"):
+        kept[index] = not (_iou(boxes[index], boxes[kept]) >= iou).any()
+    return kept
+
+
+def _iou(box, others):
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.clip(sides, 0, None).prod(-1)
+    areas = [(b[..., 2:] - b[..., :2]).prod(-1) for b in (box, others)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-12)
+
+
+def prediction_grid(rows: Sequence[tuple], names: Sequence[str] | None = None) -> np.ndarray:
     """Predictions on the left, ground truth on the right, one image a row.
 
     Args:
@@ -105,7 +148,7 @@ def prediction_grid(rows, names=None):
     return np.asarray(canvas)
 
 
-def class_colour(label):
+def class_colour(label: int) -> tuple[int, int, int]:
     """The colour of a class, (red, green, blue) in 0..255: neighbouring labels differ clearly."""
     # Steps of the golden ratio around the circle of hues never come close to one another.
     hue = (0.02 + label * 0.61803398875) % 1.0
@@ -138,8 +181,4 @@ def _draw_box(draw, size, box, text, colour, line, font):
 
 @functools.lru_cache
 def _font(size):
-    # Matplotlib brings a font with it; what the system has is unknown.
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)  # Pillow's own; what the system has is unknown

@@ -11,11 +11,11 @@ import dataclasses
 from typing import Any
 
 import keras
-import keras_cv
 
 from sepc_tf.backbones import KerasCVFeatures, ResNet
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
+from sepc_tf.compat import import_keras_cv
 from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
@@ -134,7 +134,7 @@ def build_backbone(config: BackboneConfig) -> keras.layers.Layer:
                 norm=config.norm,
                 name="backbone",
             )
-        cls = getattr(keras_cv.models, config.type.rpartition(">")[2])
+        cls = getattr(import_keras_cv().models, config.type.rpartition(">")[2])
         model = cls(include_rescaling=False, input_shape=(None, None, 3), **config.options)
         return KerasCVFeatures(model, config.frozen_stages, config.norm, name="backbone")
     except (ValueError, TypeError) as error:
@@ -212,7 +212,7 @@ def _check_backbone(config):
         check_unused(config, ("options",), prefix, "a ResNet")
         return
     source, _, name = config.type.rpartition(">")
-    if source != "keras_cv" or not hasattr(keras_cv.models, name):
+    if source != "keras_cv" or not hasattr(import_keras_cv().models, name):
         raise ConfigError(
             f"{prefix}type: {config.type!r}: expected resnet or keras_cv>NAME with a backbone "
             "class of keras_cv.models, as keras_cv>ResNetV2Backbone"

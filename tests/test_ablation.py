@@ -1,6 +1,7 @@
 """Comparing configs: finished runs stay, failed ones are named, the table is what was measured."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from sepc_tf.zoo import build_detector
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/demo_pconv_ibn.yaml"
-TRAIN = ROOT / "scripts/train.py"
 
 
 def small(data):
@@ -59,7 +59,7 @@ def test_a_failed_training_is_returned_and_a_finished_one_is_not_repeated(tmp_pa
     )
     experiments = plan([CONFIG], [0, 1], tmp_path / "out")
     for _ in range(2):
-        failed = train_all(experiments, script, jobs=2, overrides=["train.epochs=1"])
+        failed = train_all(experiments, 2, ["train.epochs=1"], command=[sys.executable, script])
         assert failed == [experiments[1]]
     assert "step 3/7" in experiments[1].log_file.read_text()
 
@@ -67,7 +67,7 @@ def test_a_failed_training_is_returned_and_a_finished_one_is_not_repeated(tmp_pa
 def test_a_comparison_reports_what_its_runs_reached(tmp_path):
     data = make_demo_dataset(tmp_path / "data", train_images=12, val_images=4)
     experiments = plan([CONFIG], [0], tmp_path / "out")
-    assert train_all(experiments, TRAIN, overrides=small(data)) == []
+    assert train_all(experiments, overrides=small(data)) == []
     [row] = measure(experiments)
     history = json.loads((experiments[0].run_dir / "history.json").read_text())
     assert row.histories == [history] and [entry["epoch"] for entry in history] == [1, 2]
@@ -79,7 +79,7 @@ def test_a_comparison_reports_what_its_runs_reached(tmp_path):
     assert [step for step, _ in row.losses[0]] == [2, 4, 6]
     assert all(np.isfinite(loss) and loss > 0 for _, loss in row.losses[0])
     assert row.milliseconds > 0
-    page = write_report([row], tmp_path / "report", "python scripts/ablate.py")
+    page = write_report([row], tmp_path / "report", "sepc-tf ablate")
     assert table([row]) in page.read_text()
     for name in ("ablation_cost.png", "ablation_curves.png"):
         assert (tmp_path / "report" / name).read_bytes().startswith(b"\x89PNG")

@@ -253,7 +253,7 @@ def test_the_command(sepc, tmp_path, monkeypatch, capsys):
     code, _, error = command(*convert, "detector.backbone.depth=18")
     assert code == 2 and error.startswith("error: ") and not run_dir.exists()
     code, out, _ = command(*convert, "detector.convention=mmdet1")
-    assert code == 0 and "variables assigned" in out and "scripts/evaluate.py" in out
+    assert code == 0 and "variables assigned" in out and "sepc-tf evaluate" in out
     code, out, _ = command("--to", "mmdet1", "--run-dir", run_dir, "--out", tmp_path / "back.npz")
     assert code == 0 and f"{len(sepc)} arrays" in out
     code, _, error = command("--to", "mmdet1", "--out", tmp_path / "other.npz")

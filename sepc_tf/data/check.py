@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sepc_tf.data.images import deep_peak, read_image
 from sepc_tf.errors import DatasetError, UnreadableImageError
+from sepc_tf.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ def raise_on_errors(problems, name):
         raise DatasetError("\n  ".join([f"{name} cannot be used:", *errors]))
 
 
-def size_difference(annotated, actual):
+def size_difference(annotated: tuple, actual: tuple) -> str:
     """What to say about an image whose (width, height) is not the annotated one; "" if it is."""
     if tuple(annotated) == tuple(actual):
         return ""
@@ -242,7 +243,9 @@ def size_difference(annotated, actual):
     )
 
 
-def check_dataset(annotations_json, image_dir, decode=True):
+def check_dataset(
+    annotations_json: str | Path, image_dir: str | Path, decode: bool = True
+) -> DatasetReport:
     """Checks a data set in COCO format, with `decode` including every pixel of it.
 
     Args:
@@ -435,7 +438,7 @@ def _image_problems(images, image_dir):
 
     found = _Problems()
     with ThreadPoolExecutor() as pool:
-        for results in pool.map(examine, images):
+        for results in track(pool.map(examine, images), len(images), "decoding images"):
             for kind, example in results:
                 found.add(kind, example)
     return found.list()

@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sepc_tf.optional import import_package
+from sepc_tf.progress import track
+
 IMAGE_SIZE = 256
 SMALLEST, LARGEST = 14.0, 240.0  # side of the square with the box's area, pixels
 MAX_OBJECTS = 5
@@ -33,7 +36,9 @@ _GLYPH_SIDE = 160
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def make_demo_dataset(directory, train_images=1000, val_images=200, seed=0):
+def make_demo_dataset(
+    directory: str | Path, train_images: int = 1000, val_images: int = 200, seed: int = 0
+) -> Path:
     """Writes the demo data set in COCO layout, or finds the one already there.
 
     The layout is `annotations/instances_{train,val}.json`, `train/*.jpg`, `val/*.jpg`. Images are
@@ -146,9 +151,7 @@ def _move_into_place(partial, directory, settings):
 
 
 def _write_split(root, split, count, seed):
-    from sklearn.datasets import load_digits  # slow to import, needed here only
-
-    digits = load_digits()
+    digits = import_package("sklearn.datasets", "scikit-learn", "the demo data set").load_digits()
     scans, classes = digits.images, digits.target
     part = slice(None, TRAIN_DIGITS) if split == "train" else slice(TRAIN_DIGITS, None)
     scans, classes = scans[part], classes[part]
@@ -158,7 +161,7 @@ def _write_split(root, split, count, seed):
     rng = np.random.default_rng([seed, 0 if split == "train" else 1])
     images, annotations = [], []
     queue = []
-    for index in range(count):
+    for index in track(range(count), description=f"drawing {split} images"):
         wanted = 0 if rng.random() < EMPTY_IMAGES else int(rng.integers(1, MAX_OBJECTS + 1))
         while len(queue) < wanted:
             queue.append(_random_object(rng, scans))

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from sepc_tf.data.coco import CocoDataset
-from sepc_tf.data.config import check_source
+from sepc_tf.data.config import DataConfig, check_source
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.errors import ConfigError
 
 
-def load_split(data, split):
+def load_split(data: DataConfig, split: str) -> CocoDataset:
     """Loads one split of the configured data set.
 
     Args:
@@ -51,7 +51,7 @@ def load_split(data, split):
     return load_dataset(data.source, data.directory, settings.split or split, data.class_names)
 
 
-def training_pipeline(dataset, config):
+def training_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
     """Builds the shuffled, augmented `BatchPipeline` of a config.
 
     Args:
@@ -76,7 +76,9 @@ def training_pipeline(dataset, config):
     )
 
 
-def evaluation_pipeline(dataset, config, batch_size=None):
+def evaluation_pipeline(
+    dataset: CocoDataset, config, batch_size: int | None = None
+) -> BatchPipeline:
     """Builds the `BatchPipeline` that shows every image once.
 
     Args:

@@ -16,6 +16,7 @@ from sepc_tf.data.check import (
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.images import image_size
 from sepc_tf.errors import DatasetError
+from sepc_tf.optional import import_package
 
 # TensorFlow Datasets numbers COCO's classes 0..79 and forgets their ids, which leave some out.
 COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
@@ -47,8 +48,7 @@ def load_tfds(data_dir, split, name="coco/2017"):
         >>> len(dataset), dataset.class_names[0]
         (5000, 'person')
     """
-    import tensorflow_datasets as tfds
-
+    tfds = import_package("tensorflow_datasets", "tensorflow-datasets", "data.source: tfds")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:

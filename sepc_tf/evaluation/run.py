@@ -1,13 +1,22 @@
 """Evaluating a detector on a data set: batches in, COCO metrics, files and pictures out."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf.data.coco import CocoDataset
+from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.errors import DatasetError, UnreadableImageError
-from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+from sepc_tf.evaluation.coco import (
+    CocoMetrics,
+    evaluate_detections,
+    to_coco_results,
+    write_evaluation,
+)
 from sepc_tf.files import check_writable
+from sepc_tf.progress import track
 from sepc_tf.visualization import prediction_grid
 
 log = logging.getLogger(__name__)
@@ -41,7 +50,8 @@ class Evaluator:
     def detections(self):
         """Returns all detections as a list in COCO's result format."""
         results = []
-        for batch in self.strategy.experimental_distribute_dataset(self.pipeline.for_epoch()):
+        batches = self.strategy.experimental_distribute_dataset(self.pipeline.for_epoch())
+        for batch in track(batches, self.pipeline.steps_per_epoch, "evaluating"):
             outputs = {name: value.numpy() for name, value in self._detect(batch).items()}
             results += to_coco_results(outputs, self.dataset, self.pipeline.convention)
         return results
@@ -112,7 +122,9 @@ class Evaluator:
         return {name: self.strategy.gather(value, axis=0) for name, value in outputs.items()}
 
 
-def evaluate_run(run, dataset, pipeline, out_dir):
+def evaluate_run(
+    run, dataset: CocoDataset, pipeline: BatchPipeline, out_dir: str | Path
+) -> CocoMetrics:
     """Evaluates a trained detector and writes `metrics.json` and `detections.json`.
 
     Args:

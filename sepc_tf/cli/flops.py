@@ -1,0 +1,40 @@
+"""Counts multiply-adds and parameters by the paper's rules.
+
+sepc-tf flops --config retinanet_r50_sepc_1x --size 800x1280
+sepc-tf flops --table
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser):
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="count the detector of this config")
+    what.add_argument("--table", action="store_true", help="every row of the paper's Table 1")
+    parser.add_argument("--size", type=_size, default=(800, 1280), metavar="HEIGHTxWIDTH")
+    parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def run(arguments):
+    from sepc_tf import flops
+    from sepc_tf.config import DetectorConfig, HeadConfig, load_config
+    from sepc_tf.zoo import build_detector
+
+    def build(kind, variant):
+        return build_detector(DetectorConfig(type=kind, head=HeadConfig(variant=variant)), 80)
+
+    if arguments.table:
+        print(flops.paper_table(build, *arguments.size))
+        return
+    config = load_config(arguments.config, arguments.overrides)
+    detector = build_detector(config.detector, arguments.classes)
+    print(flops.format_costs(flops.count_detector(detector, *arguments.size)))
+
+
+def _size(text):
+    height, separator, width = text.partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, as 800x1280; got {text!r}")
+    return int(height), int(width)

@@ -1,0 +1,28 @@
+"""Makes the demo data set: handwritten digits over a 17x range of size, COCO layout.
+
+sepc-tf make-demo-data demo_data
+"""
+
+import argparse
+
+
+def add_arguments(parser):
+    parser.add_argument("directory")
+    parser.add_argument("--train-images", type=_count, default=1000)
+    parser.add_argument("--val-images", type=_count, default=200)
+    parser.add_argument("--seed", type=_count, default=0)
+
+
+def run(arguments):
+    from sepc_tf.data.demo import make_demo_dataset
+
+    root = make_demo_dataset(
+        arguments.directory, arguments.train_images, arguments.val_images, arguments.seed
+    )
+    print(f"demo data set in {root}")
+
+
+def _count(text):
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
+    return int(text)

@@ -1,0 +1,38 @@
+"""Draws the predictions for images and writes them as JSON.
+
+sepc-tf predict --run-dir runs/demo --out predictions photos/ image.jpg
+"""
+
+from pathlib import Path
+
+
+def add_arguments(parser):
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and JSON")
+    parser.add_argument("--min-score", type=float, default=0.3, help="draw from this score on")
+    parser.add_argument(
+        "--one-per-object",
+        action="store_true",
+        help="draw the best of the boxes that overlap by half or more, whatever their classes "
+        "(the JSON has them all)",
+    )
+    parser.add_argument("--limit", type=int, help="at most so many images")
+    parser.add_argument("paths", nargs="+", type=Path, help="images or folders")
+
+
+def run(arguments):
+    from sepc_tf.predict import list_images, predict_files
+    from sepc_tf.runs import load_run
+
+    list_images(arguments.paths)  # a missing path is an error before the model is built
+    found, failed = predict_files(
+        load_run(arguments.run_dir, arguments.checkpoint),
+        arguments.paths,
+        arguments.out,
+        arguments.min_score,
+        arguments.limit,
+        arguments.one_per_object,
+    )
+    print(f"{len(found)} images predicted, {len(failed)} unreadable: {arguments.out}")
+    return 1 if failed and not found else 0
