@@ -14,7 +14,7 @@ from PIL import Image
 
 from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
 from sepc_tf.errors import UnreadableImageError
-from sepc_tf.files import write_json
+from sepc_tf.files import check_writable, write_json
 from sepc_tf.inference import detect_images
 from sepc_tf.progress import track
 from sepc_tf.runs import Run
@@ -117,7 +117,7 @@ def predict_files(
     """
     files = list_images(paths)[:limit]
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(out_dir)
     overwritten = {path.resolve().parent for path in files} & {out_dir.resolve()}
     if overwritten:
         raise FileExistsError(

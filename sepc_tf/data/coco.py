@@ -214,33 +214,6 @@ class CocoDataset:
         return [self.coco.imgs[int(i)]["file_name"] for i in image_ids if int(i) in self.coco.imgs]
 
 
-def check_same_categories(train, val):
-    """Makes sure that a detector trained on one data set can be measured on another.
-
-    Args:
-        train, val: `CocoDataset`s.
-
-    Raises:
-        DatasetError: their category ids or names differ; what differs is named.
-
-    Example:
-        >>> check_same_categories(load_split(data, "train"), load_split(data, "val"))
-    """
-    ours, theirs = (dict(zip(d.category_ids, d.class_names)) for d in (train, val))
-    if ours == theirs:
-        return
-    different = [
-        f"id {number} is {ours.get(number, 'missing')} in the one and "
-        f"{theirs.get(number, 'missing')} in the other"
-        for number in sorted({**ours, **theirs})
-        if ours.get(number) != theirs.get(number)
-    ]
-    more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
-    raise DatasetError(
-        f"{train.name} and {val.name} need the same categories: {'; '.join(different[:3])}{more}"
-    )
-
-
 def _as_coco(content):
     from pycocotools.coco import COCO
 

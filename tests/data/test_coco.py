@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sepc_tf.data.check import DatasetError
-from sepc_tf.data.coco import CocoDataset, check_same_categories
+from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.images import UnreadableImageError
 
 
@@ -114,22 +114,6 @@ def test_nothing_or_little_to_train_on_is_said(tmp_path, caplog):
         check(narrow, outside)
     with pytest.raises(DatasetError, match="made up: there is no box to train on, only images"):
         check()
-
-
-def test_categories_are_compared_by_id_and_name(tmp_path):
-    def dataset(*categories):
-        content = json.loads(write(tmp_path, [], categories)[0].read_text())
-        return CocoDataset.from_content(content, lambda name: None, "made up")
-
-    cat, dog = {"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}
-    check_same_categories(dataset(cat, dog), dataset(dog, cat))
-    with pytest.raises(DatasetError, match="id 3 is cat in the one and bird in the other"):
-        check_same_categories(dataset(cat, dog), dataset({"id": 3, "name": "bird"}, dog))
-    with pytest.raises(DatasetError, match="id 5 is missing in the one and dog in the other"):
-        check_same_categories(dataset(cat), dataset(cat, dog))
-    many = [{"id": number, "name": "same"} for number in range(10, 20)]
-    with pytest.raises(DatasetError, match=r"id 12 is .*other \(and 7 more\)$"):
-        check_same_categories(dataset(cat), dataset(cat, *many))
 
 
 def test_image_of_another_size_than_annotated_is_unreadable(tmp_path):

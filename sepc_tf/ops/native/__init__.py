@@ -30,6 +30,8 @@ from types import ModuleType
 
 import tensorflow as tf
 
+from sepc_tf.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -42,7 +44,7 @@ OPTIMISATION = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"]
 logger = logging.getLogger("sepc_tf")
 
 
-class NativeUnavailableError(RuntimeError):
+class NativeUnavailableError(UserError, RuntimeError):
     """The C++ operations cannot be used; the message says why."""
 
 
