@@ -39,9 +39,13 @@ def write_checkpoint(path: str | Path, arrays: dict[str, np.ndarray], meta: dict
     Example:
         >>> write_checkpoint("step_00000003.npz", {"model/kernel": np.zeros(4)}, {"step": 3})
     """
+    arrays = {**arrays, "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
     size = sum(np.asarray(array).nbytes for array in arrays.values())
-    with replacing(path, needed=size) as file:
-        np.savez(file, **arrays, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8))
+    # As np.savez, which leaves its zip open where writing fails.
+    with replacing(path, needed=size) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -47,6 +47,16 @@ def test_arrays_and_metadata_come_back_equal(tmp_path):
     assert list(section(read, "optimizer")) == ["0"]
     assert is_readable(path)
     assert list(tmp_path.iterdir()) == [path]
+    with np.load(path) as archive:  # an ordinary .npz
+        assert_equal({name: archive[name] for name in ARRAYS}, ARRAYS)
+
+
+def test_a_checkpoint_of_an_older_version_is_read(tmp_path):
+    meta = np.frombuffer(b'{"step": 3, "seconds": 1.5}', np.uint8)
+    np.savez(tmp_path / "step_3.npz", **ARRAYS, meta=meta)
+    read, meta = read_checkpoint(tmp_path / "step_3.npz")
+    assert_equal(read, ARRAYS)
+    assert meta == {"step": 3, "seconds": 1.5}
 
 
 def test_no_flipped_bit_escapes_or_changes_an_array(tmp_path):
@@ -191,6 +201,7 @@ def test_damaged_files_do_not_count_among_those_kept(tmp_path):
     assert read_latest(tmp_path, lambda text: None)[1] == {"step": 10}
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_failed_save_leaves_the_checkpoint_before_and_nothing_else(tmp_path):
     path = tmp_path / "best.npz"
     write_checkpoint(path, {"x": np.ones(3)}, {"step": 1})

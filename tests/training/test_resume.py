@@ -52,12 +52,12 @@ def interrupt(process, run_dir, step, signal_number):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     process.send_signal(signal_number)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -73,7 +73,7 @@ def test_kill_and_sigterm_lose_nothing(tmp_path):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 143 and "SIGTERM: no step was done" in output, output
     assert step_files(stopped / "checkpoints") == []
 
