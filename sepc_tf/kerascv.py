@@ -33,6 +33,9 @@ def retinanet_parts(
     convolution see all levels, and KerasCV calls its heads on one level at a time. The heads are
     one 3x3 convolution each.
 
+    For mixed precision on both Kerases, make backbone and parts under the mixed policy, and the
+    `RetinaNet` itself under float32: with Keras 2, KerasCV's label encoder cannot run in float16.
+
     Args:
         num_classes: number of object classes, as given to `RetinaNet`.
         variant: "pconv", "pconv_ibn", "sepc_lite", "sepc", or "baseline" and "dcn" for two plain or
@@ -255,7 +258,8 @@ class TaskHead(keras.layers.Layer):
     def _own(self, pair, what):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(
-                f"{self.name} takes the pairs of sepc_tf.kerascv.FeaturePyramid, got {what} {pair}. "
+                f"{self.name} takes the pairs of sepc_tf.kerascv.FeaturePyramid, got {what} "
+                f"{pair}. "
                 "A model with parts of sepc_tf.kerascv.retinanet_parts is read from a file by "
                 "sepc_tf.kerascv.load_model: KerasCV does not save its feature pyramid"
             )

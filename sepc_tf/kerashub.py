@@ -1,14 +1,20 @@
-"""Pyramid convolution in the backbone of a stock KerasHub RetinaNet (the extra `kerashub`, Keras 3).
+"""Pyramid convolution in the backbone of a stock KerasHub RetinaNet (extra `kerashub`, Keras 3).
 
-KerasHub's `RetinaNetObjectDetector` makes its own heads and gives both the same map of every level,
-so this is the part of SEPC that both tasks share: the stack of pyramid convolutions, in the place of
-the convolutions of the heads. Labels, losses, decoding and NMS stay KerasHub's.
+KerasHub's `RetinaNetObjectDetector` makes its own heads and gives both the same map of each level.
+So this is the part of SEPC that both tasks share: the stack of pyramid convolutions, in the place
+of the convolutions of the heads. Labels, losses, decoding and NMS stay KerasHub's.
 """
 
 from __future__ import annotations
 
 import keras
-import keras_hub
+
+try:
+    import keras_hub
+except ImportError as error:
+    raise ImportError(
+        "sepc_tf.kerashub needs KerasHub, which needs Keras 3: pip install 'sepc-tf[kerashub]'"
+    ) from error
 
 from sepc_tf.layers.pconv import PConv
 
@@ -19,6 +25,8 @@ class PConvBackbone(keras_hub.models.FeaturePyramidBackbone):
 
     With `num_convs=4` and one convolution in each head (`pre_logits_num_conv_layers=1`) the
     detector has the combined head of the paper, but for the normalisation of the last convolution.
+    Save the detector with `save` and read it with `keras.saving.load_model`; its `from_preset`
+    takes only backbones of the class `RetinaNetBackbone`.
 
     Args:
         backbone: backbone with the levels P3, P4, ... as `pyramid_outputs`, such as
@@ -66,7 +74,8 @@ class PConvBackbone(keras_hub.models.FeaturePyramidBackbone):
                 f"got {type(backbone).__name__}"
             )
         image_shape = tuple(backbone.image_shape)
-        images = keras.layers.Input(image_shape, name="images")
+        # Without its size: for images that are not square KerasHub states wrong widths of P6, P7.
+        images = keras.layers.Input((None, None, image_shape[-1]), name="images")
         pyramid = backbone(images)
         maps = [pyramid[level] for level in levels]
         for i in range(num_convs):

@@ -117,38 +117,34 @@ def test_stock_code_trains_on_two_replicas_and_saves(variant, two_replicas, tmp_
 @pytest.mark.slow
 def test_a_loaded_model_predicts_and_trains_on(tmp_path):
     images, _ = stock_batch()
-    model = compile_stock(stock_retinanet(**tiny_parts()))
-    fit(model)
-    model.prediction_decoder = keras_cv.layers.NonMaxSuppression(
+    decoder = keras_cv.layers.NonMaxSuppression(
         "xyxy", from_logits=True, confidence_threshold=0.001
     )
+    model = stock_retinanet(**tiny_parts(), prediction_decoder=decoder)
     model.save(tmp_path / "model.keras")
     loaded = kerascv.load_model(tmp_path / "model.keras")
     got, want = (m.predict(images, verbose=0) for m in (loaded, model))
     assert (want["num_detections"] > 0).all()
     for name in want:
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+    losses = fit(compile_stock(loaded), epochs=4)
+    assert losses[-1] < losses[0]
     # The weights alone, as Keras' own callbacks write them.
-    model.save_weights(tmp_path / "model.weights.h5")
-    fresh = stock_retinanet(**tiny_parts())
-    fresh.load_weights(tmp_path / "model.weights.h5")
-    assert_same_outputs(fresh, model, images)
-    # Fresh optimizers on both: the next step is the same.
-    np.testing.assert_allclose(
-        fit(compile_stock(loaded), 2), fit(compile_stock(fresh), 2), rtol=1e-5
-    )
+    loaded.save_weights(tmp_path / "model.weights.h5")
+    model.load_weights(tmp_path / "model.weights.h5")
+    assert_same_outputs(model, loaded, images)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_mixed_precision(policy):
-    keras.mixed_precision.set_global_policy(policy)
+def test_mixed_precision():
+    keras.mixed_precision.set_global_policy("mixed_float16")
     try:
         backbone, parts = TinyKerasCVBackbone(), tiny_parts()
     finally:
         keras.mixed_precision.set_global_policy("float32")
     model = compile_stock(stock_retinanet(backbone, **parts))
-    assert model.feature_pyramid.neck.compute_dtype == policy.removeprefix("mixed_")
+    assert model.feature_pyramid.neck.compute_dtype == "float16"
     assert {tf.as_dtype(w.dtype) for w in model.trainable_weights} == {tf.float32}
     assert {tf.as_dtype(output.dtype) for output in model.outputs} == {tf.float32}
     losses = fit(model, epochs=4)
@@ -166,16 +162,16 @@ def test_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"dense\.keras: expected a keras_cv.models.RetinaNet"):
         kerascv.load_model(tmp_path / "dense.keras")
     stock_retinanet().save(tmp_path / "stock.keras")
-    with pytest.raises(ValueError, match="has no parts of sepc_tf.kerascv.retinanet_parts"):
+    with pytest.raises(ValueError, match=r"has no parts of sepc_tf\.kerascv\.retinanet_parts"):
         kerascv.load_model(tmp_path / "stock.keras")
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="variant must be one of .*'sepc_lite'.*got 'sepc_light'"):
-        kerascv.retinanet_parts(3, "sepc_light")
+    with pytest.raises(ValueError, match=r"variant must be one of .*'sepc_lite'.*got 'sepc_li'"):
+        kerascv.retinanet_parts(3, "sepc_li")
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         kerascv.retinanet_parts(0)
-    with pytest.raises(ValueError, match="task must be one of .*got 'boxes'"):
+    with pytest.raises(ValueError, match=r"task must be one of .*got 'boxes'"):
         kerascv.TaskHead("boxes", 36)
 
 
