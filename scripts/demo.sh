@@ -7,14 +7,15 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 use_stack default
-export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 run_dir=${RUN_DIR:-runs/demo}
 
-"$PYTHON" scripts/make_demo_data.py demo_data
-"$PYTHON" scripts/train.py --config configs/demo_sepc_lite.yaml --run-dir "$run_dir" "$@"
-"$PYTHON" scripts/evaluate.py --run-dir "$run_dir" --checkpoint best
-"$PYTHON" scripts/predict.py --run-dir "$run_dir" --out "$run_dir/predictions" --limit 16 demo_data/val
-"$PYTHON" scripts/export.py --run-dir "$run_dir" --out "$run_dir/saved_model"
+sepc_tf() { "$PYTHON" -m sepc_tf "$@"; }
+
+sepc_tf make-demo-data demo_data
+sepc_tf train --config demo_sepc_lite --run-dir "$run_dir" "$@"
+sepc_tf evaluate --run-dir "$run_dir" --checkpoint best
+sepc_tf predict --run-dir "$run_dir" --out "$run_dir/predictions" --one-per-object --limit 16 demo_data/val
+sepc_tf export --run-dir "$run_dir" --out "$run_dir/saved_model"
 
 "$PYTHON" - "$run_dir" <<'SUMMARY'
 import json, sys

@@ -47,7 +47,11 @@ def float32_weight_options():
     """Keywords for `Layer.add_weight` that keep a weight float32 under mixed precision.
 
     Example:
-        >>> self.add_weight(name="gamma", shape=(8,), dtype="float32", **float32_weight_options())
+        >>> layer = keras.layers.Layer(dtype="mixed_bfloat16")
+        >>> gamma = layer.add_weight(
+        ...     name="gamma", shape=(8,), dtype="float32", **float32_weight_options())
+        >>> gamma.dtype == "float32"
+        True
     """
     return {"autocast": False} if KERAS_3 else {"experimental_autocast": False}
 

@@ -65,7 +65,10 @@ def count_detector(detector, height=800, width=1280):
         dict from the name of each part, as "backbone", to its `Cost`.
 
     Example:
-        >>> sum(cost.multiply_adds for cost in count_detector(detector).values()) / 1e9
+        >>> costs = count_detector(detector, 64, 64)
+        >>> sum(cost.parameters for cost in costs.values()) == detector.count_params() - sum(
+        ...     int(np.prod(v.shape)) for v in detector.non_trainable_variables)
+        True
 
     Source: paper, Table 1 and appendix 1; the rules are those of `count_operations`.
     """
@@ -84,7 +87,10 @@ def count_layer(layer, input_shape):
         `Cost`.
 
     Example:
-        >>> count_layer(PConv(256), [(1, 100, 160, 256), (1, 50, 80, 256)])
+        >>> conv = keras.layers.Conv2D(8, 3)
+        >>> conv.build((1, 10, 10, 4))
+        >>> count_layer(conv, (1, 10, 10, 4))  # 8 x 8 positions; 4 x 3 x 3 products and 1 bias
+        Cost(multiply_adds=18944, parameters=296)
     """
     spec = _map_shapes(lambda shape: tf.TensorSpec(shape, tf.float32), input_shape)
     function = tf.function(lambda inputs: layer(inputs))

@@ -48,7 +48,8 @@ class Predictor:
 
     Example:
         >>> detections = Predictor(load_run("runs/demo"))("image.jpg")
-        >>> detections.names[0], detections.boxes[0]
+        >>> len(detections.names) == len(detections.boxes)
+        True
     """
 
     def __init__(self, run: Run):

@@ -122,8 +122,9 @@ def prediction_grid(rows: Sequence[tuple], names: Sequence[str] | None = None) -
         uint8 `[H', W', 3]`; shapes of the images may differ.
 
     Example:
-        >>> grid = prediction_grid([(image, (boxes, labels, scores), (true_boxes, true_labels))])
-        >>> tf.summary.image("predictions", grid[None], step=0)
+        >>> truth, prediction = ([[10, 20, 90, 80]], [0]), ([[12, 20, 90, 80]], [0], [0.9])
+        >>> grid = prediction_grid([(image, prediction, truth)])
+        >>> Image.fromarray(grid).save("predictions.png")
     """
     if not rows:
         raise ValueError("rows: expected at least one image, got none")

@@ -3,15 +3,17 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import pytest
-import tensorflow as tf
 
-# Before anything else touches TensorFlow's devices.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+from sepc_tf.cli.quiet import quiet_tensorflow
+
+with quiet_tensorflow():
+    import tensorflow as tf
+
+    # Before anything else touches TensorFlow's devices.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
 
 SHARED = Path(os.environ.get("SEPC_TF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -32,6 +32,7 @@ class KerasCVFeatures(keras.layers.Layer):
         ValueError: the backbone has no such level, or an unknown norm.
 
     Example:
+        >>> import keras_cv
         >>> backbone = keras_cv.models.ResNet18V2Backbone(
         ...     include_rescaling=False, input_shape=(None, None, 3))
         >>> [c.shape[1] for c in KerasCVFeatures(backbone)(tf.zeros([1, 64, 64, 3]))]

@@ -22,7 +22,8 @@ class BackboneNormalization(IntegratedBatchNormalization):
         momentum, epsilon: as in `IntegratedBatchNormalization`.
 
     Example:
-        >>> BackboneNormalization("sync")(tf.ones([1, 4, 4, 8]), training=True)
+        >>> BackboneNormalization("sync")(tf.ones([1, 4, 4, 8]), training=True).shape
+        TensorShape([1, 4, 4, 8])
     """
 
     def __init__(self, mode="sync", **kwargs):

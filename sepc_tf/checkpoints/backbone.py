@@ -33,7 +33,9 @@ def load_backbone_weights(backbone, path):
             depth, width or groups); lists every key that does not fit, and nothing is assigned.
 
     Example:
-        >>> print(load_backbone_weights(backbone, "resnet50-0676ba61.pth"))
+        >>> print(load_backbone_weights(ResNet(50), "resnet50-0676ba61.pth"))
+        ... # doctest: +SKIP
+        ... # (torchvision's file has to be fetched)
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")

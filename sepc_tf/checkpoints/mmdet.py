@@ -98,6 +98,8 @@ def mmdet_names(model):
         CheckpointError: a variable has no counterpart in mmdetection.
 
     Example:
+        >>> fpn = FPN(8, name="fpn")
+        >>> fpn.build([(None, None, None, channels) for channels in (4, 8, 16)])
         >>> mmdet_names(fpn)["lateral_c3/kernel"]
         ('lateral_convs.0.conv.weight', 'hwio')
     """
@@ -123,7 +125,10 @@ def import_state_dict(model, state_dict, *, ignore=()):
             assigned then.
 
     Example:
-        >>> print(import_state_dict(detector, read_state_dict("retinanet_sepc.pth")))
+        >>> state_dict = export_state_dict(detector)  # or read_state_dict("retinanet_sepc.pth")
+        >>> report = import_state_dict(detector, state_dict)
+        >>> len(report.assigned) == len(state_dict)
+        True
     """
     names = _correspondence(model)
     kept = [path for path, (_, key, _) in names.items() if _matches(key, ignore)]

@@ -21,8 +21,10 @@ def named_variables(layer):
         ValueError: two variables have the same path, or the layer holds no variable at all.
 
     Example:
-        >>> named_variables(detector)["fpn/lateral_c3/kernel"].shape
-        TensorShape([1, 1, 512, 256])
+        >>> detector = RetinaNet.from_parts(
+        ...     ResNet(18, width=8), FPN(16, name="fpn"), ConvTowers(16), num_classes=3)
+        >>> tuple(named_variables(detector)["fpn/lateral_c3/kernel"].shape)
+        (1, 1, 16, 16)
     """
     found = {}
     _collect(layer, (), found, set())

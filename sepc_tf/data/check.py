@@ -107,8 +107,8 @@ def read_annotations(annotations_json):
         DatasetError: naming the file and the entry.
 
     Example:
-        >>> len(read_annotations("annotations/instances_val.json")["images"])
-        200
+        >>> len(read_annotations("demo_data/annotations/instances_val.json")["images"])
+        4
     """
     try:
         content = json.loads(Path(annotations_json).read_text(encoding="utf-8"))
@@ -257,7 +257,7 @@ def check_dataset(
         A `DatasetReport`. A file that cannot be read at all is one error in it.
 
     Example:
-        >>> report = check_dataset("annotations/instances_val.json", "val")
+        >>> report = check_dataset("demo_data/annotations/instances_val.json", "demo_data/val")
         >>> bool(report.errors)
         False
     """

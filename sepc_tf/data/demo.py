@@ -62,8 +62,10 @@ def make_demo_dataset(
         FileExistsError: `directory` holds something else, or a demo set made with other arguments.
 
     Example:
-        >>> root = make_demo_dataset("demo_data")
+        >>> root = make_demo_dataset("digits", train_images=4, val_images=2)
         >>> dataset = CocoDataset.load(root / "annotations" / "instances_val.json", root / "val")
+        >>> len(dataset)
+        2
     """
     for name, count in (("train_images", train_images), ("val_images", val_images)):
         if count < 0:

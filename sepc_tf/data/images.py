@@ -28,8 +28,8 @@ def read_image(path):
         UnreadableImageError: with the path and the reason.
 
     Example:
-        >>> read_image("photo.jpg").shape
-        (480, 640, 3)
+        >>> read_image("image.jpg").shape
+        (256, 256, 3)
     """
     try:
         with open(path, "rb") as file:

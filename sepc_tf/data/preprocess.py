@@ -82,7 +82,9 @@ def preprocess_image(image_uint8, short_side, long_side, mean, std):
         float32 `[h, w, 3]` or `[B, h, w, 3]`, not padded.
 
     Example:
-        >>> preprocess_image(photo, 800, 1333, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+        >>> mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+        >>> preprocess_image(tf.constant(image), 800, 1333, mean, std).shape
+        TensorShape([800, 800, 3])
     """
     shape = tf.shape(image_uint8)
     size = resized_size(shape[-3], shape[-2], short_side, long_side)

@@ -147,8 +147,12 @@ def evaluate_detections(dataset, results):
         ValueError: a result belongs to no image or category of the data set.
 
     Example:
-        >>> evaluate_detections(dataset, json.load(open("detections.json"))).AP
-        0.397
+        >>> x1, y1, x2, y2 = map(float, dataset.images[0].boxes[0])
+        >>> category = dataset.category_ids[dataset.images[0].labels[0]]
+        >>> box = [x1, y1, x2 - x1, y2 - y1]
+        >>> found = {"image_id": 1, "category_id": category, "bbox": box, "score": 0.9}
+        >>> evaluate_detections(dataset, [found]).per_class["four"]
+        1.0
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -184,7 +188,8 @@ def write_evaluation(directory, metrics, results):
             the same metrics.
 
     Example:
-        >>> write_evaluation("runs/demo/evaluation", metrics, results)
+        >>> metrics = evaluate_detections(dataset, [])
+        >>> write_evaluation("runs/demo/evaluation", metrics, [])
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,9 @@ class BoxCoder:
 
     Example:
         >>> coder = BoxCoder(stds=(0.1, 0.1, 0.2, 0.2))
-        >>> coder.encode(tf.constant([[0.0, 0.0, 4.0, 4.0]]), tf.constant([[1.0, 0.0, 5.0, 4.0]]))
-        <tf.Tensor: shape=(1, 4), dtype=float32, numpy=array([[2.5, 0., 0., 0.]], dtype=float32)>
+        >>> anchors, boxes = tf.constant([[0.0, 0, 4, 4]]), tf.constant([[1.0, 0, 5, 4]])
+        >>> coder.encode(anchors, boxes).numpy().tolist()
+        [[2.5, 0.0, 0.0, 0.0]]
 
     Source: R-CNN (arXiv 1311.2524), appendix C.
     """
@@ -99,8 +100,9 @@ class TBLRCoder:
         convention: "modern" or "mmdet1".
 
     Example:
-        >>> TBLRCoder().encode(tf.constant([[0., 0., 4., 4.]]), tf.constant([[0., 1., 6., 6.]]))
-        <tf.Tensor: shape=(1, 4), dtype=float32, numpy=array([[1., 0.25, 0.5, 1.]], dtype=float32)>
+        >>> anchors, boxes = tf.constant([[0.0, 0, 4, 4]]), tf.constant([[0.0, 1, 6, 6]])
+        >>> TBLRCoder().encode(anchors, boxes).numpy().tolist()
+        [[0.25, 1.0, 0.5, 1.0]]
 
     Source: FSAF (arXiv 1903.00621), section 3.1.
     """

@@ -7,7 +7,7 @@ import logging
 import time
 
 import keras
-from rich.console import Console
+import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sepc_tf.training.state import RunState
@@ -37,7 +37,7 @@ class ProgressBar(keras.callbacks.Callback):
         self.total_steps = total_steps
         self.batch_size = batch_size
         self.every = every
-        self.console = Console()
+        self.console = rich.get_console()  # bars on one console go below each other
         self._bar = None
 
     def on_train_begin(self, logs: dict | None = None) -> None:
