@@ -60,6 +60,7 @@ setup(
             "tensorflow-metadata<1.18",
         ],
         "convert": ["torch>=2.6"],
+        "kerashub": ["keras-hub==0.29.1"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

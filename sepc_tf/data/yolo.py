@@ -17,6 +17,7 @@ import yaml
 
 from sepc_tf.data.images import IMAGE_SUFFIXES, image_size
 from sepc_tf.errors import DatasetError
+from sepc_tf.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def _sizes(files):
             return f"{file}: {getattr(error, 'strerror', None) or error}"
 
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(examine, files))
+        results = list(track(pool.map(examine, files), len(files), "reading image sizes"))
     broken = [result for result in results if isinstance(result, str)]
     if broken:
         raise DatasetError(

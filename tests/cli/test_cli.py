@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dataset_layouts import write_yolo
 
 import sepc_tf
 from sepc_tf import cli
@@ -290,3 +291,22 @@ def test_the_module_is_the_command(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("sepc_tf", run_name="__main__")
     assert stopped.value.code == 7
+
+
+def test_check_dataset_reads_other_formats_too(command, demo, tmp_path):
+    split = (demo / "annotations/instances_val.json", demo / "val")
+    (tmp_path / "yolo").mkdir()
+    write_yolo(tmp_path / "yolo", {"train": split, "val": split})
+    assert command("check-dataset", "--source", "yolo", tmp_path / "yolo", "--split", "val")[0] == 0
+    code, error = command("check-dataset", "--source", "yolo", tmp_path / "yolo", "--split", "test")
+    assert code == 2 and "test" in error
+    code, error = command("check-dataset", "--source", "yolo", tmp_path / "yolo", demo / "val")
+    assert code == 2 and "takes one path" in error
+    code, error = command("check-dataset", split[0])
+    assert code == 2 and "folder of its images" in error
+    out = tmp_path / "coco.json"
+    assert (
+        command("convert-dataset", "yolo", tmp_path / "yolo", "--split", "val", "--out", out)[0]
+        == 0
+    )
+    assert command("check-dataset", out, tmp_path / "yolo/images/val") == (0, "")
