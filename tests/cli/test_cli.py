@@ -310,4 +310,4 @@ def test_check_dataset_reads_other_formats_too(command, demo, tmp_path):
         command("convert-dataset", "yolo", tmp_path / "yolo", "--split", "val", "--out", out)[0]
         == 0
     )
-    assert command("check-dataset", out, tmp_path / "yolo/images/val") == (0, "")
+    assert command("check-dataset", out, tmp_path / "yolo") == (0, "")
