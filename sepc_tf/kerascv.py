@@ -109,8 +109,15 @@ def load_model(path: str, custom_objects: dict | None = None) -> keras_cv.models
         ValueError: the file has another model in it.
 
     Example:
-        >>> model.save("model.keras")
-        >>> model = load_model("model.keras")
+        >>> import tempfile
+        >>> backbone = keras_cv.models.CSPDarkNetBackbone(
+        ...     stackwise_channels=[8, 8, 8, 8], stackwise_depth=[1, 1, 1, 1],
+        ...     include_rescaling=True, input_shape=(64, 64, 3))
+        >>> parts = retinanet_parts(num_classes=20, variant="pconv", filters=8, num_convs=1)
+        >>> model = keras_cv.models.RetinaNet(backbone, 20, "xyxy", **parts)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/model.keras")
+        ...     model = load_model(f"{folder}/model.keras")
     """
     name = keras.saving.get_registered_name(keras_cv.models.RetinaNet)
     # A scope, because Keras prefers KerasCV's own registration to the argument `custom_objects`.
