@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from sepc_tf.detectors.dense import DenseDetector, level_sizes
 from sepc_tf.ops.anchors import AnchorGenerator
-from sepc_tf.ops.boxes import clip_boxes
+from sepc_tf.ops.boxes import clip_boxes, has_area
 from sepc_tf.ops.coders import BoxCoder, TBLRCoder
 from sepc_tf.ops.matching import EffectiveAreaMatcher, MaxIoUMatcher, gather_matched
 from sepc_tf.ops.nms import top_candidates
@@ -122,7 +122,8 @@ class AnchorDetector(DenseDetector):
         valid = self.anchor_generator.valid(
             level_sizes(outputs), batch["image_sizes"], self.size_divisor
         )
-        matches = self.matcher(anchors, boxes, labels >= 0, valid)
+        present = (labels >= 0) & has_area(boxes, self.convention)
+        matches = self.matcher(anchors, boxes, present, valid)
         matched = matches >= 0
         # Encoding an anchor as itself keeps the logarithm finite where nothing is matched.
         targets = tf.where(matched[..., None], gather_matched(boxes, matches), anchors)

@@ -12,7 +12,7 @@ from sepc_tf.detectors.anchor_based import AnchorDetector, AnchorOptions
 from sepc_tf.detectors.base import all_reduce_sum
 from sepc_tf.detectors.dense import as_list, pyramid_strides
 from sepc_tf.detectors.heads import PredictionHead
-from sepc_tf.ops.boxes import pairwise_iou
+from sepc_tf.ops.boxes import has_area, map_boxes, pairwise_iou
 from sepc_tf.ops.coders import BoxCoder
 from sepc_tf.ops.losses import smooth_l1_loss
 from sepc_tf.settings import setting
@@ -128,6 +128,7 @@ class FreeAnchor(AnchorDetector):
         logits, codes = (tf.concat(levels, axis=1) for levels in self.flatten_outputs(outputs))
         boxes = tf.cast(batch["boxes"], tf.float32)
         labels = tf.cast(batch["labels"], tf.int32)
+        labels = tf.where(has_area(boxes, self.convention), labels, -1)
         present = labels >= 0
         # Padding becomes a real box somewhere, so that nothing about it is infinite.
         boxes = tf.where(present[..., None], boxes, tf.constant([0.0, 0.0, 1.0, 1.0]))
@@ -145,8 +146,12 @@ class FreeAnchor(AnchorDetector):
 
     def select_bags(self, anchors, boxes):
         """Anchor indices of the bag of each box: `[B, M, bag_size]` int32."""
-        ious = pairwise_iou(boxes, anchors, self.coder.convention)
-        return tf.math.top_k(ious, k=self.bag_size).indices
+
+        def few(boxes):
+            ious = pairwise_iou(boxes, anchors, self.coder.convention)
+            return tf.math.top_k(ious, k=self.bag_size).indices
+
+        return map_boxes(few, boxes, tf.int32)
 
     def bag_losses(self, anchors, bags, logits, codes, boxes, labels):
         """The positive loss of each box: `[B, M]`; meaningless for padding."""
@@ -171,31 +176,58 @@ class FreeAnchor(AnchorDetector):
 
     def coverage(self, anchors, codes, boxes, labels):
         """How well each anchor's predicted box covers an object of each class: `[B, N, K]`."""
-        predicted = self.coder.decode(anchors, codes)
-        ious = pairwise_iou(boxes, predicted, self.coder.convention)  # [batch, boxes, anchors]
-        best = tf.maximum(tf.reduce_max(ious, axis=2, keepdims=True), self.box_iou)
-        above = tf.maximum(ious - self.box_iou, 0.0)
-        covered = tf.minimum(tf.math.divide_no_nan(above, best - self.box_iou), 1.0)
-        # The best over the objects of each class; padding (label -1) belongs to no segment.
-        batch, count, rows = tf.unstack(tf.shape(ious))
+        predicted = self.coder.decode(anchors, tf.stop_gradient(codes))
+        batch, count = tf.unstack(tf.shape(labels))
+        # One segment for each image and class; padding (label -1) belongs to none.
         segments = tf.range(batch)[:, None] * self.num_classes + labels
-        segments = tf.where(labels >= 0, segments, -1)
-        covered = tf.math.unsorted_segment_max(
-            tf.reshape(covered, [batch * count, rows]),
-            tf.reshape(segments, [-1]),
-            batch * self.num_classes,
-        )
-        covered = tf.maximum(tf.reshape(covered, [batch, self.num_classes, rows]), 0.0)
-        return tf.transpose(covered, [0, 2, 1])
+        segments = tf.reshape(tf.where(labels >= 0, segments, -1), [-1])
+
+        def best_of_box(few):
+            ious = pairwise_iou(few[:, :, None], predicted, self.coder.convention)
+            return tf.reduce_max(ious, axis=[2, 3])
+
+        best = map_boxes(best_of_box, boxes, tf.float32)
+        best = tf.maximum(best, self.box_iou)[:, :, None]
+
+        def some_anchors(predicted):
+            predicted = tf.transpose(predicted, [1, 0, 2])
+            ious = pairwise_iou(boxes, predicted, self.coder.convention)  # [batch, boxes, anchors]
+            above = tf.maximum(ious - self.box_iou, 0.0)
+            covered = tf.minimum(tf.math.divide_no_nan(above, best - self.box_iou), 1.0)
+            covered = tf.reshape(covered, [batch * count, -1])
+            # The best over the objects of each class.
+            covered = tf.math.unsorted_segment_max(covered, segments, batch * self.num_classes)
+            covered = tf.transpose(tf.maximum(covered, 0.0))
+            return tf.reshape(covered, [-1, batch, self.num_classes])
+
+        # Fewer anchors the more boxes there are.
+        at_once = tf.shape(anchors)[0] // (8 + count // 8) + 1
+        return map_boxes(some_anchors, predicted, tf.float32, at_once)
 
     def negative_losses(self, logits, covered):
         """The negative loss of each anchor and class: `[B, N, K]`."""
-        scores = tf.sigmoid(logits)
-        missed = scores * (1.0 - covered)
-        # 1 - s (1 - b) without cancellation
-        rest = tf.sigmoid(-logits) + scores * covered
-        log_rest = tf.math.log(tf.maximum(rest, SMALLEST_REST))
-        return (1.0 - self.alpha) * missed**self.gamma * -log_rest
+
+        def parts(logits):
+            scores = tf.sigmoid(logits)
+            missed = scores * (1.0 - covered)
+            # 1 - s (1 - b) without cancellation
+            rest = tf.sigmoid(-logits) + scores * covered
+            return (1.0 - self.alpha) * missed**self.gamma, missed, rest
+
+        # TensorFlow would hold seven arrays of this size for the backward pass.
+        @tf.custom_gradient
+        def losses(logits):
+            weight, _, rest = parts(logits)
+
+            def gradient(upstream):
+                weight, missed, rest = parts(logits)
+                log_rest = tf.math.log(tf.maximum(rest, SMALLEST_REST))
+                slope = tf.where(rest < SMALLEST_REST, 0.0, missed / rest) - self.gamma * log_rest
+                return upstream * weight * tf.sigmoid(-logits) * slope
+
+            return weight * -tf.math.log(tf.maximum(rest, SMALLEST_REST)), gradient
+
+        return losses(logits)
 
     def get_config(self):
         return {

@@ -12,6 +12,7 @@ from sepc_tf.ops.boxes import (
     LAST_PIXEL,
     box_areas,
     check_convention,
+    fold_boxes,
     pairwise_intersections,
     pairwise_iou,
 )
@@ -74,21 +75,27 @@ class MaxIoUMatcher:
         Returns:
             `[B, N]` int32 matches.
         """
-        # [batch, anchors, boxes]; -1 where there is no such pair
-        ious = pairwise_iou(anchors, boxes, self.convention)
-        ious = tf.where(valid[:, :, None] & present[:, None, :], ious, -1.0)
-        best = tf.reduce_max(ious, axis=2)
-        matches = tf.where(
-            best >= self.positive_iou,
-            tf.argmax(ious, axis=2, output_type=tf.int32),
-            tf.where(best < self.negative_iou, BACKGROUND, IGNORED),
-        )
-        best_of_box = tf.reduce_max(ious, axis=1, keepdims=True)
-        overlaps = best_of_box >= 0 if self.convention == "mmdet1" else best_of_box > 0
-        # XLA computes `ious` twice, with different rounding: equality would lose whole boxes.
-        claims = (ious >= best_of_box * (1 - TIE)) & overlaps
-        index = tf.range(tf.shape(boxes)[1])
-        claimed = tf.reduce_max(tf.where(claims, index, BACKGROUND), axis=2)
+
+        def step(state, index, box, here):
+            best, matches, claimed = state  # each [batch, anchors]
+            ious = pairwise_iou(anchors, box[:, None], self.convention)[..., 0]
+            ious = tf.where(valid & here[:, None], ious, -1.0)
+            better = ious > best
+            best_of_box = tf.reduce_max(ious, axis=1, keepdims=True)
+            overlaps = best_of_box >= 0 if self.convention == "mmdet1" else best_of_box > 0
+            # XLA computes `ious` twice, with different rounding: equality would lose whole boxes.
+            claims = (ious >= best_of_box * (1 - TIE)) & overlaps
+            return (
+                tf.where(better, ious, best),
+                tf.where(better, index, matches),
+                tf.where(claims, index, claimed),
+            )
+
+        shape = tf.shape(valid)
+        nothing = (tf.fill(shape, -1.0), tf.fill(shape, BACKGROUND), tf.fill(shape, BACKGROUND))
+        best, matches, claimed = fold_boxes(step, nothing, boxes, present)
+        unmatched = tf.where(best < self.negative_iou, BACKGROUND, IGNORED)
+        matches = tf.where(best >= self.positive_iou, matches, unmatched)
         matches = tf.where(claimed >= 0, claimed, matches)
         return tf.where(valid, matches, IGNORED)
 
@@ -160,20 +167,26 @@ class EffectiveAreaMatcher:
         centres = (boxes[..., :2] + boxes[..., 2:] + last) / 2
         half = (boxes[..., 2:] - boxes[..., :2] + last) / 2 * self.area_scale
         shrunk = tf.concat([centres - half, centres + half - last], axis=-1)
-        # [batch, anchors, boxes]
-        covered = pairwise_intersections(anchors, shrunk, self.convention)
-        covered /= box_areas(anchors, self.convention)[:, None]
-        pairs = valid[:, :, None] & present[:, None, :]
-        covered = (covered > self.min_coverage) & pairs
-        x, y = (((anchors[:, i] + anchors[:, i + 2] + last) / 2)[:, None] for i in range(2))
-        x1, y1, x2, y2 = tf.unstack(boxes[:, None], axis=-1)
-        wanted = covered & (x > x1) & (x < x2) & (y > y1) & (y < y2)
-        priorities = tf.where(wanted, self._priorities(boxes, present)[:, None], BACKGROUND)
-        matches = tf.where(
-            tf.reduce_any(wanted, axis=2),
-            tf.argmax(priorities, axis=2, output_type=tf.int32),
-            tf.where(tf.reduce_any(covered, axis=2), IGNORED, BACKGROUND),
-        )
+        anchor_areas = box_areas(anchors, self.convention)
+        x, y = ((anchors[:, i] + anchors[:, i + 2] + last) / 2 for i in range(2))
+
+        def step(state, index, box, middle, here, priority):
+            highest, matches = state  # each [batch, anchors]
+            covered = pairwise_intersections(anchors, middle[:, None], self.convention)[..., 0]
+            covered = covered / anchor_areas > self.min_coverage
+            covered &= valid & here[:, None]
+            x1, y1, x2, y2 = tf.unstack(box[:, None], axis=-1)
+            wanted = covered & (x > x1) & (x < x2) & (y > y1) & (y < y2)
+            wins = wanted & (priority[:, None] > highest)
+            unmatched = tf.where(covered & (matches < 0), IGNORED, matches)
+            return (
+                tf.where(wins, priority[:, None], highest),
+                tf.where(wins, index, unmatched),
+            )
+
+        nothing = (tf.fill(tf.shape(valid), -1), tf.fill(tf.shape(valid), BACKGROUND))
+        priorities = self._priorities(boxes, present)
+        _, matches = fold_boxes(step, nothing, boxes, shrunk, present, priorities)
         return tf.where(valid, matches, IGNORED)
 
     def _priorities(self, boxes, present):
