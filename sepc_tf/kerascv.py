@@ -109,8 +109,15 @@ def load_model(path: str, custom_objects: dict | None = None) -> keras_cv.models
         ValueError: the file has another model in it.
 
     Example:
+        >>> backbone = keras_cv.models.CSPDarkNetBackbone(
+        ...     stackwise_channels=[8, 8, 8, 8], stackwise_depth=[1, 1, 1, 1],
+        ...     include_rescaling=True, input_shape=(64, 64, 3))
+        >>> model = keras_cv.models.RetinaNet(
+        ...     backbone=backbone, num_classes=20, bounding_box_format="xyxy",
+        ...     **retinanet_parts(num_classes=20, variant="sepc_lite", filters=8, num_convs=1))
         >>> model.save("model.keras")
-        >>> model = load_model("model.keras")
+        >>> load_model("model.keras")(tf.zeros([1, 64, 64, 3]))["box"].shape
+        TensorShape([1, 774, 4])
     """
     name = keras.saving.get_registered_name(keras_cv.models.RetinaNet)
     # A scope, because Keras prefers KerasCV's own registration to the argument `custom_objects`.
