@@ -84,11 +84,10 @@ def convert_to_run(config, checkpoint, out_dir, categories=None, reset_head=Fals
         ConfigError: `out_dir` is not empty.
         FileNotFoundError: there is no such checkpoint.
 
-    Example:
+    Example, with the authors' file:
         >>> config = load_config("retinanet_r50_sepc_1x", ["detector.convention=mmdet1"])
-        >>> print(convert_to_run(config, "retinanet_sepc.pth", "runs/retinanet_sepc"))
-        ... # doctest: +SKIP
-        ... # (the authors' file, which is not ours to ship)
+        >>> out_dir = "runs/retinanet_sepc"
+        >>> print(convert_to_run(config, "retinanet_sepc.pth", out_dir))  # doctest: +SKIP
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):

@@ -70,7 +70,8 @@ def export(run, directory: str | Path) -> Path:
             or cannot be written.
 
     Example:
-        >>> export(load_run("runs/demo"), "served")
+        >>> export(load_run("runs/demo"), "served").name
+        'served'
         >>> serve = tf.saved_model.load("served").signatures["serving_default"]
         >>> serve(images=tf.zeros([1, 480, 640, 3], tf.uint8))["boxes"].shape
         TensorShape([1, 100, 4])

@@ -31,7 +31,7 @@ def writing(path: str | Path, needed: int | None = None) -> Iterator[None]:
 
     Example:
         >>> with writing("runs/demo/report.txt"):
-        ...     Path("runs/demo/report.txt").write_text("AP 0.4")
+        ...     size = Path("runs/demo/report.txt").write_text("AP 0.4")
     """
     try:
         yield
@@ -67,7 +67,7 @@ def replacing(path: str | Path, needed: int | None = None) -> Iterator[BinaryIO]
 
     Example:
         >>> with replacing("out/predictions.json") as file:
-        ...     file.write(b"[]")
+        ...     size = file.write(b"[]")
     """
     path = Path(path)
     # Two processes that write the same file each have a partial one of their own.

@@ -93,7 +93,7 @@ def lock_run_dir(run_dir: str | Path) -> IO:
 
     Example:
         >>> with lock_run_dir("runs/demo"):
-        ...     prepare_run_dir("runs/demo", config)
+        ...     run_dir = prepare_run_dir("runs/demo", config)
     """
     run_dir = Path(run_dir)
     _check_is_ours(run_dir)
@@ -199,8 +199,8 @@ def prepare_run_dir(run_dir: str | Path, config: Config) -> Path:
         OutputError: it cannot be written.
 
     Example:
-        >>> prepare_run_dir("runs/demo", load_config("configs/demo_sepc_lite.yaml"))
-        PosixPath('runs/demo')
+        >>> prepare_run_dir("runs/new", load_config("demo_sepc_lite")).as_posix()
+        'runs/new'
     """
     check_run_dir(run_dir, config)
     write_text(Path(run_dir) / "config.yaml", config_to_yaml(config))

@@ -66,9 +66,9 @@ def train(config: Config, run_dir: str | Path) -> list[dict]:
         OutputError: a file cannot be written; what was saved before is as it was.
         Terminated: SIGTERM came; the state has been saved.
 
-    Example:
-        >>> history = train(load_config("configs/demo_sepc_lite.yaml"), "runs/demo")
-        >>> history[-1]["AP"]
+    Example, which takes minutes on two cores:
+        >>> history = train(load_config("demo_sepc_lite"), "runs/demo")  # doctest: +SKIP
+        >>> history[-1]["AP"]  # doctest: +SKIP
         0.61
     """
     termination = Termination()

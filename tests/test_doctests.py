@@ -2,8 +2,8 @@
 
 The examples of a module run in a folder of their own. Beside the names of the module they may use
 `tf`, `keras`, `np`, `Path`, `Image`, every public name of `sepc_tf`, and what `Examples` makes: in
-the folder a data set `demo_data`, an image `image.jpg`, a finished run `runs/demo`, the packaged
-`configs`; as names what is a method there.
+the folder a data set `demo_data`, the same as `voc_data` and `yolo_data`, an image `image.jpg`, a
+finished run `runs/demo`, the packaged `configs`; as names what is a property there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from dataset_layouts import write_voc, write_yolo
 from PIL import Image
 
 import sepc_tf
@@ -79,6 +80,10 @@ def folder(tmp_path_factory):
     """The folder that examples find, to be copied."""
     folder = tmp_path_factory.mktemp("examples")
     data = sepc_tf.make_demo_dataset(folder / "demo_data", train_images=4, val_images=4)
+    splits = {"val": (data / "annotations/instances_val.json", data / "val")}
+    write_voc(folder / "voc_data", splits)
+    (folder / "yolo_data").mkdir()
+    write_yolo(folder / "yolo_data", splits)
     (folder / "image.jpg").write_bytes((data / "val/000001.jpg").read_bytes())
     run_dir = folder / "runs/demo"
     (run_dir / "checkpoints").mkdir(parents=True)
@@ -101,7 +106,7 @@ def test_examples(name, request, tmp_path, monkeypatch):
         return
     source = "\n".join(example.source for test in tests for example in test.examples)
     used = [n for n in NAMES if re.search(rf"\b{n}\b", source)]
-    if used or re.search(r"demo_data|image\.jpg|runs/demo", source):
+    if used or re.search(r"demo_data|voc_data|yolo_data|image\.jpg|runs/demo", source):
         shutil.copytree(request.getfixturevalue("folder"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "configs").symlink_to(CONFIG_DIR)
     monkeypatch.chdir(tmp_path)

@@ -33,8 +33,10 @@ class KerasCVFeatures(keras.layers.Layer):
 
     Example:
         >>> import keras_cv
-        >>> backbone = keras_cv.models.ResNet18V2Backbone(
-        ...     include_rescaling=False, input_shape=(None, None, 3))
+        >>> backbone = keras_cv.models.ResNetBackbone(
+        ...     stackwise_filters=[8, 8, 8, 8], stackwise_blocks=[1, 1, 1, 1],
+        ...     stackwise_strides=[1, 2, 2, 2], block_type="block", include_rescaling=False,
+        ...     input_shape=(None, None, 3))
         >>> [c.shape[1] for c in KerasCVFeatures(backbone)(tf.zeros([1, 64, 64, 3]))]
         [8, 4, 2]
     """

@@ -32,10 +32,8 @@ def load_backbone_weights(backbone, path):
         CheckpointError: the file is unreadable or its weights are of another network (a wrong
             depth, width or groups); lists every key that does not fit, and nothing is assigned.
 
-    Example:
-        >>> print(load_backbone_weights(ResNet(50), "resnet50-0676ba61.pth"))
-        ... # doctest: +SKIP
-        ... # (torchvision's file has to be fetched)
+    Example, with torchvision's file:
+        >>> report = load_backbone_weights(ResNet(50), "resnet50-0676ba61.pth")  # doctest: +SKIP
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")

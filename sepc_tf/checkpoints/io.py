@@ -58,7 +58,9 @@ def read_state_dict(path):
         CheckpointError: the file is damaged, no checkpoint, or holds more than arrays.
 
     Example:
-        >>> state_dict = read_state_dict("retinanet_sepc.pth")
+        >>> np.savez("weights.npz", **{"conv1.weight": np.zeros([64, 3, 7, 7], np.float32)})
+        >>> read_state_dict("weights.npz")["conv1.weight"].shape
+        (64, 3, 7, 7)
     """
     path = Path(path)
     if not path.is_file():

@@ -9,7 +9,7 @@ def categories_of(dataset: CocoDataset) -> list[dict]:
     """Returns `[{"id": int, "name": str}, ...]` in the order of the labels.
 
     Example:
-        >>> categories_of(CocoDataset.load("annotations/instances_val.json", "val"))[0]
+        >>> categories_of(dataset)[0]
         {'id': 1, 'name': 'zero'}
     """
     return [

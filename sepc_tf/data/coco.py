@@ -102,9 +102,10 @@ class CocoDataset:
             DatasetError: naming the file and each kind of error found in it.
 
         Example:
-            >>> dataset = CocoDataset.load("annotations/instances_val.json", "val")
+            >>> dataset = CocoDataset.load(
+            ...     "demo_data/annotations/instances_val.json", "demo_data/val")
             >>> dataset.class_names[:2], len(dataset)
-            (('zero', 'one'), 200)
+            (('zero', 'one'), 4)
         """
         content = read_annotations(annotations_json)
         return cls.from_folder(content, image_dir, name=str(annotations_json))

@@ -57,8 +57,9 @@ def convert_dataset(
         OutputError: `out_json` exists or cannot be written.
 
     Example:
-        >>> converted = convert_dataset("voc", "VOCdevkit/VOC2007", "voc_val.json", split="val")
-        >>> dataset = CocoDataset.load(converted.annotations_json, converted.image_dir)
+        >>> converted = convert_dataset("voc", "voc_data", "voc_val.json", split="val")
+        >>> len(CocoDataset.load(converted.annotations_json, converted.image_dir))
+        4
     """
     out_json = Path(out_json)
     if out_json.exists():

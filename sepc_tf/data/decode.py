@@ -23,8 +23,8 @@ def decode_upright(contents: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: the bytes are no such image, or an animation.
 
     Example:
-        >>> decode_upright(tf.io.read_file("photo.jpg")).shape
-        TensorShape([480, 640, 3])
+        >>> decode_upright(tf.io.read_file("image.jpg")).shape
+        TensorShape([256, 256, 3])
     """
     pixels = tf.io.decode_jpeg(contents, channels=3, dct_method="INTEGER_ACCURATE")
     orientation = _exif_orientation(contents)

@@ -19,9 +19,9 @@ def fingerprint(dataset: CocoDataset) -> dict:
         dict of `images` and `boxes`, their numbers, and `sha256`, a hexadecimal string.
 
     Example:
-        >>> fingerprint(CocoDataset.load("a.json", "old")) == fingerprint(
-        ...     CocoDataset.load("moved/a.json", "new")
-        ... )
+        >>> folder = Path("demo_data").rename("moved")
+        >>> moved = CocoDataset.load(folder / "annotations/instances_val.json", folder / "val")
+        >>> fingerprint(dataset) == fingerprint(moved)
         True
     """
     digest = hashlib.sha256(repr((dataset.category_ids, dataset.class_names)).encode())

@@ -32,7 +32,9 @@ def read_annotations_of(
         ConfigError: an unknown format, or `class_names` for a format that names them itself.
 
     Example:
-        >>> content, image_dir, name = read_annotations_of("voc", "VOCdevkit/VOC2007", "trainval")
+        >>> content, image_dir, name = read_annotations_of("voc", "voc_data", "val")
+        >>> len(content["images"])
+        4
     """
     if source_format == "voc":
         return read_voc(path, split, class_names)
@@ -58,7 +60,8 @@ def load_dataset(
         DatasetError: naming the file and what is wrong in it.
 
     Example:
-        >>> dataset = load_dataset("yolo", "coco8/data.yaml", "val")
+        >>> len(load_dataset("yolo", "yolo_data/data.yaml", "val"))
+        4
     """
     return CocoDataset.from_folder(*read_annotations_of(source_format, path, split, class_names))
 
@@ -80,7 +83,7 @@ def check_dataset_of(
         A `DatasetReport`. A data set that cannot be read at all is one error in it.
 
     Example:
-        >>> bool(check_dataset_of("yolo", "coco8/data.yaml", "val").errors)
+        >>> bool(check_dataset_of("yolo", "yolo_data/data.yaml", "val").errors)
         False
     """
     try:

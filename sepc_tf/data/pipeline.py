@@ -99,9 +99,11 @@ class BatchPipeline:
 
     Example:
         >>> pipeline = BatchPipeline(
-        ...     dataset, batch_size=16, training=True, short_side=(640, 800), flip_probability=0.5
+        ...     dataset, batch_size=2, training=True, short_side=(64, 96), flip_probability=0.5
         ... )
-        >>> model.fit(pipeline.training_batches(), steps_per_epoch=pipeline.steps_per_epoch)
+        >>> batch = next(iter(pipeline.training_batches()))  # detector.fit takes such batches
+        >>> batch["boxes"].shape[-1], pipeline.steps_per_epoch
+        (4, 2)
     """
 
     def __init__(
@@ -227,7 +229,7 @@ class BatchPipeline:
 
         Example:
             >>> for batch in pipeline.for_epoch(3):
-            ...     model(batch["images"])
+            ...     outputs = detector(batch["images"])
         """
         _check(
             0 <= start_batch <= self.steps_per_epoch,
@@ -251,7 +253,7 @@ class BatchPipeline:
             An infinite `tf.data.Dataset`; its batch `i` is batch `start_step + i` of a run.
 
         Example:
-            >>> batches = pipeline.training_batches(start_step=int(optimizer.iterations))
+            >>> batches = pipeline.training_batches(start_step=250)
         """
         _check(start_step >= 0, "start_step", ">= 0", start_step)
         first_epoch, start_batch = divmod(start_step, self.steps_per_epoch)

@@ -43,9 +43,9 @@ def load_tfds(data_dir, split, name="coco/2017"):
     Raises:
         DatasetError: not prepared, no such split, or stored in another format than TFRecord.
 
-    Example:
+    Example, with COCO prepared as said above:
         >>> dataset = load_tfds("~/tensorflow_datasets", "validation")  # doctest: +SKIP
-        >>> len(dataset), dataset.class_names[0]  # doctest: +SKIP (it has to be prepared)
+        >>> len(dataset), dataset.class_names[0]  # doctest: +SKIP
         (5000, 'person')
     """
     tfds = import_package("tensorflow_datasets", "tensorflow-datasets", "data.source: tfds")

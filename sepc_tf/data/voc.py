@@ -52,9 +52,9 @@ def read_voc(
         DatasetError: naming the file, and the line of broken XML, that cannot be used.
 
     Example:
-        >>> content, image_dir, name = read_voc("VOCdevkit/VOC2007", "val")
+        >>> content, image_dir, name = read_voc("voc_data", "val")
         >>> content["categories"][0]
-        {'id': 1, 'name': 'aeroplane'}
+        {'id': 1, 'name': 'eight'}
     """
     path = Path(path)
     folder = path / "Annotations"

@@ -46,9 +46,9 @@ def read_yolo(path: str | Path, split: str = "train") -> tuple[dict, Path, str]:
         DatasetError: naming the file, and the line of a label file, that cannot be used.
 
     Example:
-        >>> content, image_dir, name = read_yolo("coco8", "val")
+        >>> content, image_dir, name = read_yolo("yolo_data", "val")
         >>> name
-        'coco8/data.yaml (val)'
+        'yolo_data/data.yaml (val)'
     """
     data_yaml = _data_yaml(Path(path))
     data = _read_yaml(data_yaml)

@@ -246,7 +246,10 @@ class Detector(keras.Model):
         Example:
             >>> detector.compile(keras.optimizers.SGD(0.01, momentum=0.9), clip_norm=35.0,
             ...                  weight_decay=1e-4)
-            >>> detector.fit(dataset, epochs=12)
+            >>> batches = training_pipeline(dataset, config).for_epoch(0)
+            >>> history = detector.fit(batches, verbose=0)
+            >>> np.isfinite(history.history["loss"]).all().item()
+            True
         """
         unknown = set(kwargs) - {"run_eagerly", "steps_per_execution"}
         if unknown:

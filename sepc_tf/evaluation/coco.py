@@ -147,11 +147,13 @@ def evaluate_detections(dataset, results):
         ValueError: a result belongs to no image or category of the data set.
 
     Example:
-        >>> x1, y1, x2, y2 = map(float, dataset.images[0].boxes[0])
-        >>> category = dataset.category_ids[dataset.images[0].labels[0]]
-        >>> box = [x1, y1, x2 - x1, y2 - y1]
-        >>> found = {"image_id": 1, "category_id": category, "bbox": box, "score": 0.9}
-        >>> evaluate_detections(dataset, [found]).per_class["four"]
+        >>> results = []
+        >>> for image in dataset.images:  # the truth itself
+        ...     for (x1, y1, x2, y2), label in zip(image.boxes.tolist(), image.labels):
+        ...         results.append({"image_id": image.image_id, "score": 1.0,
+        ...                         "category_id": dataset.category_ids[label],
+        ...                         "bbox": [x1, y1, x2 - x1, y2 - y1]})
+        >>> round(evaluate_detections(dataset, results).AP, 6)
         1.0
     """
     from pycocotools.cocoeval import COCOeval

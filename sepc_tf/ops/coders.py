@@ -102,7 +102,7 @@ class TBLRCoder:
     Example:
         >>> anchors, boxes = tf.constant([[0.0, 0, 4, 4]]), tf.constant([[0.0, 1, 6, 6]])
         >>> TBLRCoder().encode(anchors, boxes).numpy().tolist()
-        [[0.25, 1.0, 0.5, 1.0]]
+        [[1.0, 0.25, 0.5, 1.0]]
 
     Source: FSAF (arXiv 1903.00621), section 3.1.
     """

@@ -31,8 +31,8 @@ def load_cases(folder, pattern: str = "*") -> list:
     Raises:
         FileNotFoundError: the folder is none, or no case matches.
 
-    Example:
-        >>> [case.name for case in load_cases("golden", "decode_*")]
+    Example, with the authors' outputs in `golden`:
+        >>> [case.name for case in load_cases("golden", "decode_*")]  # doctest: +SKIP
         ['decode_freeanchor', 'decode_fsaf', 'decode_retina']
     """
     folder = Path(folder)

@@ -61,9 +61,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, 
         CheckpointError: the file is missing, cut off, damaged, or something else.
 
     Example:
-        >>> arrays, meta = read_checkpoint("runs/demo/checkpoints/step_00000200.npz")
-        >>> meta["step"]
-        200
+        >>> write_checkpoint("step_00000003.npz", {"model/kernel": np.zeros(4)}, {"step": 3})
+        >>> arrays, meta = read_checkpoint("step_00000003.npz")
+        >>> meta["step"], arrays["model/kernel"].shape
+        (3, (4,))
     """
     return _guarded(path, _read)
 

@@ -35,9 +35,14 @@ class Evaluation(keras.callbacks.Callback):
             AP is not known.
 
     Example:
-        >>> evaluation = Evaluation(state, evaluate, checkpoints, "history.json", 1, last_epoch=12)
+        >>> from sepc_tf.training.saving import Checkpoints
+        >>> from sepc_tf.training.state import StepCounter
+        >>> state = RunState(steps_per_epoch=2)
+        >>> checkpoints = Checkpoints(state, detector, "checkpoints", every=1000, keep=2)
+        >>> evaluation = Evaluation(
+        ...     state, lambda: {"AP": 0.4}, checkpoints, "history.json", 1, last_epoch=12)
         >>> evaluation.restore()
-        >>> detector.fit(batches, callbacks=[StepCounter(state), checkpoints, evaluation])
+        >>> callbacks = [StepCounter(state), checkpoints, evaluation]  # of detector.fit
     """
 
     def __init__(

@@ -25,7 +25,7 @@ def global_state(seed: int, deterministic: bool, precision: str | None) -> Itera
 
     Example:
         >>> with global_state(seed=0, deterministic=True, precision=None):
-        ...     detector.fit(batches)
+        ...     numbers = tf.random.normal([2])  # or a training
     """
     with contextlib.ExitStack() as before:
         keras.utils.set_random_seed(seed)

@@ -21,7 +21,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
         files_of_step: function from a step (0-based) to the file names of its images.
 
     Example:
-        >>> detector.fit(batches, callbacks=[StopOnNonFinite(state, pipeline.files_of_step)])
+        >>> from sepc_tf.training.state import StepCounter
+        >>> state = RunState(steps_per_epoch=2)
+        >>> stop = StopOnNonFinite(state, pipeline.files_of_step)
+        >>> callbacks = [StepCounter(state), stop]  # of detector.fit
     """
 
     def __init__(self, state: RunState, files_of_step: Callable[[int], list[str]]) -> None:

@@ -27,8 +27,10 @@ class ProgressBar(keras.callbacks.Callback):
         every: steps between lines where there is no terminal.
 
     Example:
+        >>> from sepc_tf.training.state import StepCounter
+        >>> state = RunState(steps_per_epoch=2)
         >>> bar = ProgressBar(state, total_steps=9000, batch_size=16, every=20)
-        >>> detector.fit(batches, callbacks=[StepCounter(state), bar])
+        >>> callbacks = [StepCounter(state), bar]  # of detector.fit
     """
 
     def __init__(self, state: RunState, total_steps: int, batch_size: int, every: int) -> None:

@@ -29,8 +29,10 @@ class Checkpoints(keras.callbacks.Callback):
         termination: the `Termination` that listens to SIGTERM.
 
     Example:
+        >>> from sepc_tf.training.state import StepCounter
+        >>> state = RunState(steps_per_epoch=2)
         >>> checkpoints = Checkpoints(state, detector, "runs/demo/checkpoints", 1000, keep=2)
-        >>> detector.fit(batches, callbacks=[StepCounter(state), checkpoints])
+        >>> callbacks = [StepCounter(state), checkpoints]  # of detector.fit
     """
 
     def __init__(

@@ -36,8 +36,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Example:
         >>> schedule = WarmupSchedule(0.01, warmup_steps=500, boundaries=[8000, 11000])
-        >>> float(schedule(500))
-        0.01
+        >>> [round(float(schedule(step)), 6) for step in (500, 8000, 11000)]
+        [0.01, 0.001, 0.0001]
     """
 
     def __init__(
@@ -94,7 +94,8 @@ def make_schedule(train: TrainConfig, steps_per_epoch: int) -> WarmupSchedule:
         ConfigError: milestones or decay are set for another type of schedule than "steps".
 
     Example:
-        >>> float(make_schedule(TrainConfig(epochs=12, batch_size=16), steps_per_epoch=7330)(500))
+        >>> schedule = make_schedule(TrainConfig(epochs=12, batch_size=16), steps_per_epoch=7330)
+        >>> round(float(schedule(500)), 6)
         0.01
     """
     optimizer, schedule = train.optimizer, train.schedule

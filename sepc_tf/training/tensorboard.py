@@ -23,7 +23,7 @@ class LogWriter:
     Example:
         >>> writer = LogWriter("runs/demo/tensorboard")
         >>> with writer.as_default(step=3):
-        ...     tf.summary.scalar("loss/total", 0.5)
+        ...     _ = tf.summary.scalar("loss/total", 0.5)
         >>> writer.flush()
     """
 
@@ -63,8 +63,11 @@ class TensorBoardLog(keras.callbacks.Callback):
         every: steps between records.
 
     Example:
-        >>> log = TensorBoardLog(state, LogWriter("tensorboard"), schedule, batch_size=16, every=20)
-        >>> detector.fit(batches, callbacks=[StepCounter(state), log])
+        >>> from sepc_tf.training.state import StepCounter
+        >>> state = RunState(steps_per_epoch=2)
+        >>> writer = LogWriter("tensorboard")
+        >>> log = TensorBoardLog(state, writer, lambda step: 0.01, batch_size=16, every=20)
+        >>> callbacks = [StepCounter(state), log]  # of detector.fit
     """
 
     def __init__(

@@ -24,7 +24,9 @@ class Termination:
     Example:
         >>> termination = Termination()
         >>> with termination.listening():
-        ...     run_for_hours()
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> termination.requested
+        True
     """
 
     def __init__(self) -> None:

@@ -23,10 +23,12 @@ class WeightAverage(keras.callbacks.Callback):
         decay: the `decay` above, within 0..1.
 
     Example:
+        >>> from sepc_tf.training.state import StepCounter
+        >>> state = RunState(steps_per_epoch=2)
         >>> average = WeightAverage(state, detector, decay=0.999)
-        >>> detector.fit(batches, callbacks=[StepCounter(state), average])
+        >>> callbacks = [StepCounter(state), average]  # of detector.fit
         >>> with average.applied():
-        ...     evaluate(detector)
+        ...     detector.save("averaged.keras")
     """
 
     def __init__(self, state: RunState, detector: keras.Model, decay: float) -> None:

@@ -22,7 +22,7 @@ SMALL = [
         "data.long_side=64",
     ),
     *("detector.backbone.width=8", "detector.head.filters=16", "detector.head.num_convs=1"),
-    *("train.strategy=one", "train.epochs=1", "train.batch_size=4"),
+    *("train.strategy=one", "train.cpu_replicas=1", "train.epochs=1", "train.batch_size=4"),
 ]
 
 
