@@ -35,7 +35,7 @@ def test_the_level_that_predicts_best_is_chosen(detector):
     outputs["box"][1] = tf.reshape(codes, [2, 4, 4, 4])
     targets = detector.label_anchors(outputs, batch)
     focal, iou_loss = detector.cell_losses(outputs, targets)
-    selected = detector.select_levels(outputs, targets, focal, iou_loss)
+    selected = detector.select_levels(outputs, targets, focal, iou_loss, num_boxes=2)
     assert selected["levels"][0, 0] == 1
     kept = np.flatnonzero(selected["kept"][0])
     # The shrunk box [27.2, 36.8]^2 reaches the four cells of stride 16 around (32, 32).
@@ -58,7 +58,9 @@ def test_mean_losses_are_means_over_the_cells(detector):
     outputs = detector(batch["images"])
     targets = detector.label_anchors(outputs, batch)
     focal, iou_loss = detector.cell_losses(outputs, targets)
-    got = detector.select_levels(outputs, targets, focal, iou_loss)["mean_losses"].numpy()
+    got = detector.select_levels(outputs, targets, focal, iou_loss, batch["boxes"].shape[1])[
+        "mean_losses"
+    ].numpy()
     cell_loss = focal.numpy().sum(-1) + iou_loss.numpy()
     start = 0
     for level, anchors in enumerate(detector.anchors(outputs)):
