@@ -25,8 +25,9 @@ class Termination:
         >>> termination = Termination()
         >>> with termination.listening():
         ...     signal.raise_signal(signal.SIGTERM)
-        >>> termination.requested
-        True
+        Traceback (most recent call last):
+        ...
+        sepc_tf.errors.Terminated: SIGTERM: no step was done; start again with ...
     """
 
     def __init__(self) -> None:
