@@ -27,6 +27,14 @@ def deform_conv(args):
     return report
 
 
+def label_assignment(args):
+    from sepc_tf import benchmark
+
+    report = benchmark.label_assignment(tuple(args.objects), repeats=args.repeats)
+    print(benchmark.assignment_markdown(report))
+    return report
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,6 +48,12 @@ def main():
     command.add_argument("--repeats", type=int, default=15)
     command.add_argument("--times-only", action="store_true", help="no memory, no whole neck")
     command.set_defaults(function=deform_conv)
+    command = commands.add_parser(
+        "label-assignment", help="memory and time of deciding which anchor learns what"
+    )
+    command.add_argument("--objects", type=int, nargs="+", default=[8, 32, 128, 256, 512])
+    command.add_argument("--repeats", type=int, default=15)
+    command.set_defaults(function=label_assignment)
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="write the numbers there too")
     args = parser.parse_args()

@@ -6,7 +6,8 @@ import tensorflow as tf
 from sepc_tf.detectors.base import Detector, all_reduce_sum
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.ops.anchors import AnchorGenerator
-from sepc_tf.ops.boxes import has_area, map_boxes, pairwise_iou
+from sepc_tf.ops.boxes import has_area, pairwise_iou
+from sepc_tf.ops.chunks import map_boxes
 from sepc_tf.ops.coders import BoxCoder
 from sepc_tf.ops.losses import smooth_l1_loss
 
