@@ -166,6 +166,6 @@ def test_prediction_and_evaluation_give_equal_boxes(dataset, convention):
         predicted = detect_images(detector, data, tf.constant(record.read()[None]))
         count = int(predicted["num_detections"][0])
         x1, y1, x2, y2 = predicted["boxes"][0, :count].numpy().T
-        assert count == len(evaluated) == detector.max_detections
+        assert count == len(evaluated) > 50
         boxes = np.stack([x1, y1, x2 - x1, y2 - y1, predicted["scores"][0, :count]], axis=1)
         np.testing.assert_allclose(boxes, evaluated, atol=1e-4)
