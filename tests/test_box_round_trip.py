@@ -154,7 +154,7 @@ def test_mmdet1_rescales_before_nms(dataset):
 def test_prediction_and_evaluation_give_equal_boxes(dataset, convention):
     """One image a batch, for the padding has to be the same; weights are random."""
     keras.utils.set_random_seed(1)
-    detector = tiny_detector(RetinaNet, convention=convention, score_threshold=0.0, nms_pre=50)
+    detector = tiny_detector(RetinaNet, convention=convention, score_threshold=0.0)
     data = DataConfig(test_short_side=83, long_side=150)
     pipeline = BatchPipeline(
         dataset, batch_size=1, training=False, convention=convention, **OPTIONS
