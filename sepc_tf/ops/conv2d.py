@@ -62,7 +62,10 @@ def _grouped_conv2d_on_cpu(x, kernel, strides, mode, groups):
                 y = _as_dense_convolutions(x, kernel, strides, mode, groups)
             return tape.gradient(y, [x, kernel], upstream)
 
-        return tf.nn.conv2d(x, kernel, strides, mode), gradient
+        y = tf.nn.conv2d(x, kernel, strides, mode)
+        # Where oneDNN is off TensorFlow merges a norm or bias that follows into the convolution, by
+        # a kernel without groups, which fails. It does not with an operation in between.
+        return tf.ensure_shape(y, y.shape), gradient
 
     return convolve(x, kernel)
 

@@ -26,8 +26,7 @@ from sepc_tf.parity.comparing import FLOAT64_TOLERANCE, ZERO_TOLERANCE, Comparis
 from sepc_tf.parity.golden import float64_reference, level_inputs, nchw
 
 # Twice the most by which kinks moved the authors' float32 gradients: 0.13 of the largest element
-# (README.md of the golden folder, "Float64 references"). A missing term, a wrong sign or a factor
-# of 2 is more.
+# (README.md of the golden folder, "Float64 references"). A missing term or a wrong sign is more.
 COARSE_TOLERANCE = 0.26
 
 

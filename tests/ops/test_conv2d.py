@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,3 +82,24 @@ def test_grouped_gradients_equal_those_of_separate_convolutions(
 def test_wrong_channels_are_named():
     with pytest.raises(ValueError, match=r"groups \* kernel.shape\[2\] = 2 \* 4 = 8 .* got 6"):
         conv2d(tf.zeros([1, 4, 4, 6]), tf.zeros([3, 3, 4, 8]), groups=2)
+
+
+def test_grouped_convolution_before_a_norm_where_onednn_is_off():
+    # TensorFlow decides when it is imported; only then does it merge the two.
+    code = """
+import numpy as np, tensorflow as tf
+from sepc_tf.ops.conv2d import conv2d
+rng = np.random.default_rng(0)
+x, kernel = (rng.standard_normal(s).astype("float32") for s in ([1, 5, 6, 8], [3, 3, 2, 8]))
+def run(x):
+    y = conv2d(x, kernel, padding=1, groups=4)
+    ones = tf.ones([8])
+    return tf.nn.relu(tf.raw_ops.FusedBatchNormV3(
+        x=y, scale=ones, offset=ones, mean=ones, variance=ones, epsilon=1e-5, is_training=False).y)
+np.testing.assert_allclose(tf.function(run)(x), run(tf.constant(x)), atol=1e-5)
+"""
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
