@@ -6,6 +6,7 @@ from sepc_tf import visualization
 from sepc_tf.visualization import (
     class_colour,
     draw_detections,
+    one_per_object,
     prediction_grid,
 )
 
@@ -97,3 +98,24 @@ def test_grid_has_predictions_left_and_truth_right():
         assert not has_colour(grid[:, :half], label).any()
     with pytest.raises(ValueError, match="at least one image"):
         prediction_grid([])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "kept"),
+    [
+        # Half of the union is one object, a little less is two.
+        ([[0, 0, 10, 10], [0, 0, 10, 5]], [0.9, 0.8], [1, 0]),
+        ([[0, 0, 10, 10], [0, 0, 10, 4.9]], [0.9, 0.8], [1, 1]),
+        # The best score stays, wherever it stands; of equal ones the first.
+        ([[0, 0, 10, 10], [0, 0, 10, 9]], [0.3, 0.8], [0, 1]),
+        ([[0, 0, 10, 10], [0, 0, 10, 9]], [0.5, 0.5], [1, 0]),
+        # The second is the first's; the third overlaps only the second, which is not there: 7 of
+        # 13 shared with it, 4 of 16 with the first.
+        ([[0, 0, 10, 1], [3, 0, 13, 1], [6, 0, 16, 1]], [0.9, 0.8, 0.7], [1, 0, 1]),
+        # Boxes without area share nothing.
+        ([[5, 5, 5, 5], [5, 5, 5, 5]], [0.9, 0.8], [1, 1]),
+        ([], [], []),
+    ],
+)
+def test_one_box_per_object(boxes, scores, kept):
+    np.testing.assert_array_equal(one_per_object(boxes, scores), np.array(kept, bool))

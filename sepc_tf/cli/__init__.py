@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 on success, 1 where the command says so, 2 with one `error:` line for what
-        the user can mend, 130 after an interrupt, 143 where SIGTERM stopped a training.
+        the user can mend, 130 after an interrupt, 141 where the output is no longer read, 143 where
+        SIGTERM stopped a training.
 
     Example:
         >>> main(["configs", "show", "demo_sepc_lite", "--resolved"])  # doctest: +ELLIPSIS
@@ -103,7 +104,12 @@ def _run(function, arguments):
 
 def _exit_status(function, arguments):
     try:
-        return function(arguments) or 0
+        status = function(arguments) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # what reads the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return _say("interrupted; start again with the same run directory to continue", 130)
     except Terminated as error:

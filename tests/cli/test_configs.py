@@ -1,5 +1,7 @@
 """`sepc-tf configs`: what it prints, what it copies."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,11 @@ def test_copy_goes_here_and_overwrites_nothing(tmp_path, monkeypatch, capsys):
     assert main(["configs", "copy", "demo_sepc"]) == 2
     assert "demo_sepc.yaml exists and differs" in capsys.readouterr().err
     assert Path("demo_sepc.yaml").read_text() == "train: {epochs: 1}"
+
+
+def test_a_reader_may_stop_reading():
+    """As `head` does: no traceback, and the exit status of a broken pipe."""
+    command = [sys.executable, "-m", "sepc_tf", "configs", "show", "demo_sepc"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
