@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name -> the module that defines it. For type checkers the same names stand below.
 _DEFINED_IN = {
