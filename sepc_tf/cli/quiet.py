@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
 
@@ -54,6 +55,8 @@ def quiet_tensorflow() -> Iterator[None]:
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") in ("0", "1"):
         yield
         return
+    # That of the package which the extra `addons` is for.
+    warnings.filterwarnings("ignore", r"\s*TensorFlow Addons \(TFA\) has ended development")
     sys.stderr.flush()
     outside = os.dup(2)
     reading, writing = os.pipe()
