@@ -88,13 +88,13 @@ def test_every_level_has_gone_through_pconv(deformable):
 def test_stock_code_trains_on_two_replicas_predicts_and_saves(two_replicas, tmp_path):
     images, labels = batch()
     with two_replicas.scope():
-        backbone = PConvBackbone(tiny_pyramid(), num_convs=2, deformable=True)
+        backbone = PConvBackbone(tiny_pyramid(), num_convs=1, deformable=True)
         decoder = keras_hub.layers.NonMaxSuppression(
             "xyxy", from_logits=True, confidence_threshold=0.01
         )
         model = detector(backbone, prediction_decoder=decoder)
     before = [w.numpy() for w in backbone.get_layer("pconv_0").trainable_weights]
-    losses = model.fit(images, labels, batch_size=4, epochs=4, verbose=0).history["loss"]
+    losses = model.fit(images, labels, batch_size=4, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     for weight, old in zip(backbone.get_layer("pconv_0").trainable_weights, before):
         assert (weight.numpy() != old).any(), weight.path
@@ -106,8 +106,8 @@ def test_stock_code_trains_on_two_replicas_predicts_and_saves(two_replicas, tmp_
     got, want = loaded(images), model(images)
     for name in want:
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
-    got, want = (m.predict(images, verbose=0) for m in (loaded, model))
-    assert (want["num_detections"] > 0).all()
+    assert (model.predict(images, verbose=0)["num_detections"] > 0).all()
+    got, want = (m.decode_predictions(m(images), images) for m in (loaded, model))
     for name in want:
         np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
