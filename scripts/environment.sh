@@ -12,7 +12,7 @@ use_stack() {
     *) echo "error: unknown stack '$stack'; expected default or addons" >&2; return 2 ;;
   esac
   PYTHON="$venv/bin/python"
-  wanted=$(cat "$root/setup.py" "$root/constraints/$stack.txt" | cksum)
+  wanted=$(cat "$root/setup.py" "$root/sepc_tf/__init__.py" "$root/constraints/$stack.txt" | cksum)
   stamp="$venv/installed.cksum"
   if [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return 0
