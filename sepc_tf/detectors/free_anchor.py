@@ -12,7 +12,8 @@ from sepc_tf.detectors.anchor_based import AnchorDetector, AnchorOptions
 from sepc_tf.detectors.base import all_reduce_sum
 from sepc_tf.detectors.dense import as_list, pyramid_strides
 from sepc_tf.detectors.heads import PredictionHead
-from sepc_tf.ops.boxes import has_area, map_boxes, pairwise_iou
+from sepc_tf.ops.boxes import has_area, pairwise_iou
+from sepc_tf.ops.chunks import map_boxes
 from sepc_tf.ops.coders import BoxCoder
 from sepc_tf.ops.losses import smooth_l1_loss
 from sepc_tf.settings import setting

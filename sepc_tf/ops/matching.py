@@ -12,10 +12,10 @@ from sepc_tf.ops.boxes import (
     LAST_PIXEL,
     box_areas,
     check_convention,
-    fold_boxes,
     pairwise_intersections,
     pairwise_iou,
 )
+from sepc_tf.ops.chunks import fold_boxes
 
 BACKGROUND = -1
 IGNORED = -2

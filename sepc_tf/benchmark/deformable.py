@@ -2,16 +2,18 @@
 
 import importlib.util
 import itertools
-import json
-import os
-import platform
-import subprocess
-import sys
 import time
 
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf.benchmark.measure import (
+    environment,
+    environment_line,
+    in_new_process,
+    interleaved,
+    status_kb,
+)
 from sepc_tf.ops import native
 from sepc_tf.ops.deform_conv2d import deform_conv2d
 from sepc_tf.progress import track
@@ -47,35 +49,23 @@ def deform_conv(batches=(1, 4), maps=MAPS, repeats=15, memory=True, neck=True):
         A dict that `json` can write: `environment`, `times` (a row per form, size and direction:
         `ms`, `ratio`, `ratio_of_best`), `memory` (MB), `neck` (seconds).
     """
-    report = {"environment": _environment(), "times": [], "memory": [], "neck": []}
+    report = {"environment": environment(), "times": [], "memory": [], "neck": []}
     cases = list(itertools.product(batches, maps, (False, True)))
     for batch, (name, height, width, stride), backward in track(cases, description="timing"):
-        times = _interleaved(_forms(batch, height, width, stride, backward), repeats)
+        times = interleaved(_forms(batch, height, width, stride, backward), repeats)
         case = {"map": name, "batch": batch, "backward": backward}
         report["times"] += [{**case, **row} for row in _rows(times)]
     if memory:
         fused = ["native"] if native.available() else []
         fused += ["native, jit"] if fused and native.callable_from_xla() else []
         for form in ("conv2d", *fused, "xla", "xla, jit", "gather_nd"):
-            growth = _in_new_process("_memory_growth", form)
+            growth = in_new_process(__name__, "_memory_growth", form)
             report["memory"].append({"form": form, "batch": 4, "map": "P4", "mb": growth})
     if neck:
         for form in ("auto", "xla"):
-            seconds = _in_new_process("_neck_first_call", form) or (None, None)
+            seconds = in_new_process(__name__, "_neck_first_call", form) or (None, None)
             report["neck"].append({"form": form, "first": seconds[0], "second": seconds[1]})
     return report
-
-
-def _environment():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return {
-        "tensorflow": tf.__version__,
-        "python": platform.python_version(),
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-    }
 
 
 # ---- what is timed
@@ -220,20 +210,6 @@ def _is_installed(package):
 # ---- how it is measured
 
 
-def _interleaved(forms, repeats):
-    """Name -> array of `repeats` times in seconds; round by round, after two calls of each."""
-    for run in forms.values():
-        run()
-        run()
-    times = {name: np.empty(repeats) for name in forms}
-    for i in range(repeats):
-        for name, run in forms.items():
-            started = time.perf_counter()
-            run()
-            times[name][i] = time.perf_counter() - started
-    return times
-
-
 def _rows(times):
     conv2d = times[min(CONVOLUTIONS, key=lambda name: np.median(times[name]))]
     return [
@@ -247,35 +223,16 @@ def _rows(times):
     ]
 
 
-def _in_new_process(function, form):
-    """Returns what `function(form)` of this module returns in a fresh process, or None."""
-    call = f"benchmark.{function}({form!r})"
-    code = f"import json; from sepc_tf import benchmark; print(json.dumps({call}))"
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
-    if result.returncode:
-        print(f"{function}({form!r}) failed:\n{result.stderr[-2000:]}", file=sys.stderr)
-        return None
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def _memory_growth(form):
     """MB by which the peak of a forward and backward pass exceeds the memory held before it.
 
     Batch 4 at P4. The outputs (the result and three gradients, 38 MB) are part of it.
     """
     run = _forms(4, 50, 84, 1, backward=True)[form]
-    before = _status("VmRSS")
+    before = status_kb("VmRSS")
     for _ in range(3):
         run()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field):
-    with open("/proc/self/status", encoding="utf-8") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field))
+    return (status_kb("VmHWM") - before) / 1024
 
 
 def _neck_first_call(form):
@@ -312,13 +269,7 @@ def _neck_first_call(form):
 
 def markdown(report):
     """The report as the tables of `docs/results/deform_conv.md`."""
-    environment = report["environment"]
-    lines = [
-        f"TensorFlow {environment['tensorflow']}, Python {environment['python']}, "
-        f"{environment['processor']}, {environment['cores']} cores, load average at the start "
-        f"{environment['load_average']:.1f}.",
-        "",
-    ]
+    lines = [environment_line(report["environment"]), ""]
     names = list(dict.fromkeys(row["form"] for row in report["times"]))
     lines += ["| map | batch | pass | conv2d ms | " + " | ".join(names) + " |"]
     lines += ["|" + " --- |" * (len(names) + 4)]
