@@ -140,7 +140,7 @@ def _problem(part, objects):
 
 def assignment_markdown(report: dict) -> str:
     """The report as the tables of `docs/results/label_assignment.md`."""
-    header, columns = ["", "mode"], []
+    header, columns = ["part", "mode"], []
     for rows, key, unit in ((report["memory"], "mb", "MB"), (report["times"], "ms", "ms")):
         values = {(row["part"], row["compiled"], row["objects"]): row[key] for row in rows}
         for objects in dict.fromkeys(row["objects"] for row in rows):

@@ -7,7 +7,7 @@ import pytest
 from sepc_tf.benchmark import assignment
 from sepc_tf.benchmark.measure import in_new_process
 
-# Of the outputs: [N, K] coverage; its gradient comes on top in the negative losses.
+# The coverage of every anchor and class, which is a result.
 OUTPUT_MB = 4 * 201600 * assignment.NUM_CLASSES / 2**20
 
 
@@ -39,5 +39,5 @@ def test_a_report_becomes_a_table():
     text = assignment.assignment_markdown(
         {"environment": environment, "memory": memory, "times": times}
     )
-    assert "| | mode | MB, M = 8 | ms, M = 8 |" in text.replace("|  |", "| |")
+    assert "| part | mode | MB, M = 8 | ms, M = 8 |" in text
     assert "| coverage (FreeAnchor) | jit | 12.3 | not measured |" in text

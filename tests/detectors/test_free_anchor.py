@@ -91,7 +91,9 @@ def test_many_objects_have_the_same_losses_in_a_graph_without_sizes():
     batch = random_batch(batch=3, max_boxes=21)
     batch["labels"] = np.where(np.arange(21) < [[21], [10], [0]], batch["labels"] % 3, -1)
     corner = np.random.default_rng(2).uniform(0, 40, (3, 21, 2))
-    batch["boxes"] = np.concatenate([corner, corner + [[20.0, 16.0]]], -1).astype(np.float32)
+    batch["boxes"] = np.concatenate([corner, corner + np.array([20.0, 16.0])], -1).astype(
+        np.float32
+    )
     outputs = random_outputs(detector, batch, scale=0.5)
     positive, negative = loop_losses(detector, outputs, batch)
     targets = {name: tf.constant(batch[name]) for name in ("boxes", "labels", "image_sizes")}
