@@ -1,6 +1,7 @@
 """Measures what it takes to decide which anchor learns what, in memory and in time."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from sepc_tf.necks.fpn import FPN
 from sepc_tf.necks.towers import ConvTowers
 from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.matching import EffectiveAreaMatcher, MaxIoUMatcher
+from sepc_tf.progress import track
 
 # The pyramid of a 800 x 1333 image: 22400 cells, 201600 anchors at nine a cell.
 LEVEL_SIZES = ((100, 167), (50, 84), (25, 42), (13, 21), (7, 11))
@@ -63,27 +65,23 @@ def label_assignment(
         `part`, `compiled`, `objects` and `mb`, or `ms` and `best_ms` (median and smallest).
     """
     report = {"environment": environment(), "memory": [], "times": []}
-    for compiled in (False, True):
-        for part in PARTS:
-            peaks = in_new_process(
-                __name__, "_peaks", part, compiled, list(counts), MALLOC_MMAP_THRESHOLD_="65536"
-            )
-            report["memory"] += [
-                {"part": part, "compiled": compiled, "objects": objects, "mb": mb}
-                for objects, mb in zip(counts, peaks or [None] * len(counts))
-            ]
-        for objects in timed_counts:
-            calls = {part: call(part, objects, compiled) for part in PARTS}
-            report["times"] += [
-                {
-                    "part": part,
-                    "compiled": compiled,
-                    "objects": objects,
-                    "ms": float(np.median(values) * 1e3),
-                    "best_ms": float(values.min() * 1e3),
-                }
-                for part, values in interleaved(calls, repeats).items()
-            ]
+    for part, compiled in track(
+        list(itertools.product(PARTS, (False, True))), description="memory"
+    ):
+        peaks = in_new_process(
+            __name__, "_peaks", part, compiled, list(counts), MALLOC_MMAP_THRESHOLD_="65536"
+        )
+        report["memory"] += [
+            {"part": part, "compiled": compiled, "objects": objects, "mb": mb}
+            for objects, mb in zip(counts, peaks or [None] * len(counts))
+        ]
+    cases = list(itertools.product((False, True), timed_counts))
+    for compiled, objects in track(cases, description="timing"):
+        calls = {part: call(part, objects, compiled) for part in PARTS}
+        for part, seconds in interleaved(calls, repeats).items():
+            case = {"part": part, "compiled": compiled, "objects": objects}
+            median, best = float(np.median(seconds) * 1e3), float(seconds.min() * 1e3)
+            report["times"].append({**case, "ms": median, "best_ms": best})
     return report
 
 
@@ -142,7 +140,7 @@ def _problem(part, objects):
 
 def assignment_markdown(report: dict) -> str:
     """The report as the tables of `docs/results/label_assignment.md`."""
-    header, columns = ["", "mode"], []
+    header, columns = ["part", "mode"], []
     for rows, key, unit in ((report["memory"], "mb", "MB"), (report["times"], "ms", "ms")):
         values = {(row["part"], row["compiled"], row["objects"]): row[key] for row in rows}
         for objects in dict.fromkeys(row["objects"] for row in rows):

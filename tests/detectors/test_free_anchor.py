@@ -84,3 +84,52 @@ def test_a_covered_anchor_is_not_punished():
     assert not covered[0, :, :2].numpy().any()  # of another class
     losses = detector.negative_losses(tf.constant([[[3.0]]]), tf.constant([[[1.0]]]))
     np.testing.assert_array_equal(losses, [[[0.0]]])
+
+
+def test_many_objects_have_the_same_losses_in_a_graph_without_sizes():
+    detector = tiny_detector(FreeAnchor)
+    batch = random_batch(batch=3, max_boxes=21)
+    batch["labels"] = np.where(np.arange(21) < [[21], [10], [0]], batch["labels"] % 3, -1)
+    corner = np.random.default_rng(2).uniform(0, 40, (3, 21, 2))
+    batch["boxes"] = np.concatenate([corner, corner + np.array([20.0, 16.0])], -1).astype(
+        np.float32
+    )
+    outputs = random_outputs(detector, batch, scale=0.5)
+    positive, negative = loop_losses(detector, outputs, batch)
+    targets = {name: tf.constant(batch[name]) for name in ("boxes", "labels", "image_sizes")}
+    signature = {
+        name: tf.TensorSpec([None, None, *x.shape[2:]][: x.shape.rank], x.dtype)
+        for name, x in targets.items()
+    }
+    run = tf.function(
+        lambda batch: detector.compute_losses(outputs, batch), input_signature=[signature]
+    )
+    compiled = tf.function(lambda batch: detector.compute_losses(outputs, batch), jit_compile=True)
+    for losses in (run(targets), compiled(targets)):
+        np.testing.assert_allclose(losses["positive_bag"], positive, rtol=1e-4)
+        np.testing.assert_allclose(losses["negative_bag"], negative, rtol=1e-4)
+
+
+def test_negative_gradient_is_the_differential_quotient():
+    detector = tiny_detector(FreeAnchor)
+    logits = np.linspace(-12, 12, 49)
+    logits, covered = (x.ravel() for x in np.meshgrid(logits, [0.0, 0.3, 0.9, 1.0]))
+
+    def loss(logits):
+        q = (1 - covered) / (1 + np.exp(-logits))
+        return -0.5 * q**2 * np.log1p(-q)
+
+    step = 1e-5
+    want = (loss(logits + step) - loss(logits - step)) / (2 * step)
+    x, covered = tf.constant(logits, tf.float32), tf.constant(covered, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        losses = detector.negative_losses(x, covered)
+    np.testing.assert_allclose(losses, loss(logits), rtol=2e-5)
+    np.testing.assert_allclose(tape.gradient(losses, x), want, rtol=2e-4, atol=1e-9)
+    # -ln stops at 85: no slope from there on.
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        losses = detector.negative_losses(x + 100.0, tf.zeros_like(x))
+    assert losses.numpy().max() < 43
+    np.testing.assert_array_equal(tape.gradient(losses, x), tf.zeros_like(x))

@@ -11,6 +11,7 @@ from sepc_tf.ops.boxes import (
     box_areas,
     check_convention,
     clip_boxes,
+    has_area,
     pairwise_iou,
     rescale_boxes,
 )
@@ -48,6 +49,14 @@ def test_boxes_without_area_overlap_nothing():
     assert pairwise_iou(point, point).numpy() == 0.0
     assert box_areas(point).numpy() == 0.0
     assert box_areas(point, "mmdet1").numpy() == 1.0
+
+
+def test_a_box_has_area_where_both_sides_are_more_than_rounding():
+    boxes = tf.constant(
+        [[5.0, 0, 5, 8], [5, 0, 6, 8], [5, 8, 6, 8], [5, 0, 4, 8], [0, 0, 1e-40, 8], [6, 9, 5, 8]]
+    )
+    np.testing.assert_array_equal(has_area(boxes), [False, True, False, False, False, False])
+    np.testing.assert_array_equal(has_area(boxes, "mmdet1"), [True, True, True, False, True, False])
 
 
 def test_clipping_uses_each_images_own_size():

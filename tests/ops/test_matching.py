@@ -9,6 +9,7 @@ from sepc_tf.ops.boxes import pairwise_iou
 from sepc_tf.ops.matching import (
     BACKGROUND,
     IGNORED,
+    TIE,
     EffectiveAreaMatcher,
     MaxIoUMatcher,
     gather_matched,
@@ -117,6 +118,84 @@ def test_smaller_object_wins_unless_the_authors_permutation_says_otherwise():
         for convention, want in (("modern", modern), ("mmdet1", mmdet1)):
             got = EffectiveAreaMatcher(convention=convention)(anchors, boxes, every, valid)
             assert got.numpy() == want, (sides, convention)
+
+
+def unknown_sizes(matcher):
+    """The matcher traced as in training: nothing is known but that a box has four numbers."""
+    signature = [
+        tf.TensorSpec([None, 4]),
+        tf.TensorSpec([None, None, 4]),
+        tf.TensorSpec([None, None], tf.bool),
+        tf.TensorSpec([None, None], tf.bool),
+    ]
+    return tf.function(matcher, input_signature=signature)
+
+
+def all_at_once_max_iou(anchors, boxes, present, valid, convention):
+    """The matching rule on one `[B, N, M]` array, in numpy."""
+    ious = pairwise_iou(anchors, boxes, convention).numpy()
+    ious = np.where(valid.numpy()[:, :, None] & present.numpy()[:, None], ious, np.float32(-1))
+    best = ious.max(axis=2)
+    matches = np.where(best >= 0.5, ious.argmax(axis=2), np.where(best < 0.4, BACKGROUND, IGNORED))
+    of_box = ious.max(axis=1, keepdims=True)
+    claims = ious >= of_box * np.float32(1 - TIE)
+    claims &= of_box >= 0 if convention == "mmdet1" else of_box > 0
+    last = np.where(claims, np.arange(ious.shape[2]), -1).max(axis=2)
+    return np.where(valid, np.where(last >= 0, last, matches), IGNORED)
+
+
+def all_at_once_effective_area(anchors, boxes, present, valid, convention):
+    """The matching rule on one `[B, N, M]` array, in numpy."""
+    last = np.float32(convention == "mmdet1")
+    anchors, boxes = anchors.numpy(), boxes.numpy()
+    present, valid = present.numpy(), valid.numpy()
+    centres = (boxes[..., :2] + boxes[..., 2:] + last) / 2
+    half = (boxes[..., 2:] - boxes[..., :2] + last) / 2 * np.float32(0.2)
+    low, high = (centres - half)[:, None], (centres + half - last)[:, None]
+    sides = np.minimum(anchors[:, None, 2:], high) - np.maximum(anchors[:, None, :2], low) + last
+    covered = np.prod(np.maximum(sides, 0), axis=-1)
+    covered = covered / np.prod(anchors[:, 2:] - anchors[:, :2] + last, axis=1)[:, None]
+    covered = (covered > 0.01) & valid[:, :, None] & present[:, None]
+    middle = ((anchors[:, :2] + anchors[:, 2:] + last) / 2)[:, None]
+    inside = ((middle > boxes[:, None, :, :2]) & (middle < boxes[:, None, :, 2:])).all(axis=-1)
+    areas = np.where(present, np.prod(boxes[..., 2:] - boxes[..., :2], axis=-1), -1)
+    priorities = np.argsort(-areas, axis=1, kind="stable")
+    if convention == "modern":
+        priorities = np.argsort(priorities, axis=1)
+    wanted = np.where(covered & inside, priorities[:, None], -1)
+    unmatched = np.where(covered.any(axis=2), IGNORED, BACKGROUND)
+    matches = np.where(wanted.max(axis=2) >= 0, wanted.argmax(axis=2), unmatched)
+    return np.where(valid, matches, IGNORED)
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+@pytest.mark.parametrize("most", [1, 8, 9, 37])
+@pytest.mark.parametrize("mode", ["eager", "unknown", "compiled"])
+def test_many_boxes_match_as_all_at_once(most, convention, mode):
+    cases = (
+        (MaxIoUMatcher(convention=convention), all_at_once_max_iou, 4.0),
+        (EffectiveAreaMatcher(convention=convention), all_at_once_effective_area, 1.0),
+    )
+    for matcher, all_at_once, octave_base in cases:
+        arguments = scene(most, octave_base=octave_base, most=most)
+        function = {
+            "eager": matcher,
+            "unknown": unknown_sizes(matcher),
+            "compiled": tf.function(matcher, jit_compile=True),
+        }[mode]
+        got = function(*arguments).numpy()
+        np.testing.assert_array_equal(got, all_at_once(*arguments, convention))
+        assert (got >= 0).any() or most == 1
+
+
+def test_ties_across_rounds_go_to_the_last_claim_and_the_first_of_equal_boxes():
+    anchors = tf.constant([[0.0, 0, 32, 32], [100, 0, 132, 32], [0, 0, 32, 24]])
+    wide, twin, far = [0.0, 0, 32, 32], [100.0, 0, 132, 32], [200.0, 0, 232, 32]
+    boxes = np.array([[wide] + [far] * 9 + [wide] + [far] * 9 + [twin, twin]], np.float32)
+    present = tf.fill([1, boxes.shape[1]], True)
+    got = unknown_sizes(MaxIoUMatcher())(anchors, boxes, present, tf.fill([1, 3], True))
+    # Boxes 10 and 21 claim their anchors last; anchor 2 is no box's best: the first of equals.
+    np.testing.assert_array_equal(got, [[10, 21, 0]])
 
 
 def test_gather_matched():
