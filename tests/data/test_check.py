@@ -225,4 +225,4 @@ def test_script_prints_a_table_and_exits_1_on_errors(folder):
     assert bad.returncode == 1 and "unknown category" in bad.stdout
     assert "annotation 1 (image 0): category 6" in bad.stdout
     missing = run(root / "a.json", root / "nowhere")
-    assert missing.returncode == 1 and "nowhere: No such file" in missing.stderr
+    assert missing.returncode == 2 and "nowhere: No such file" in missing.stderr
