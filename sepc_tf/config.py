@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.config_files import find_config, inherited_values, parse_yaml
-from sepc_tf.data.config import DataConfig, SplitConfig
+from sepc_tf.data.config import OF_A_SOURCE, DataConfig, SplitConfig
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.necks.config import HeadConfig
@@ -57,6 +57,9 @@ class Config:
 def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:
     """Reads a YAML file with everything it inherits, applies overrides, and checks all values.
 
+    A file or override that names another `data.source` than the files before it starts with the
+    defaults of where the data is: paths that it inherits belong to the other source.
+
     Args:
         path: the YAML file, or the name of a packaged config, as "demo_sepc_lite".
         overrides: strings `"dotted.key=value"`; the value is read as YAML.
@@ -70,19 +73,16 @@ def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:
     """
     config = OmegaConf.structured(Config)
     path = find_config(path)
-    for source, values in inherited_values(path):
-        config = merge(config, values, Config, "", source)
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {override!r}: expected key=value, as train.epochs=2")
-        try:
-            parsed = parse_yaml(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is no YAML ({error})") from error
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
-        config = merge(config, parsed, Config, "", f"override {override!r}")
+    # Overrides have no order: the source comes before the places that it reads.
+    ordered = sorted(overrides, key=lambda override: not override.startswith("data.source="))
+    for source, values in [*inherited_values(path), *map(_override, ordered)]:
+        before = config.data.source
+        merged = merge(config, values, Config, "", source)
+        if merged.data.source != before:
+            for name in OF_A_SOURCE:
+                config.data[name] = getattr(DataConfig(), name)
+            merged = merge(config, values, Config, "", source)
+        config = merged
     config = OmegaConf.to_object(config)
     _check_values(config, path)
     return config
@@ -106,6 +106,20 @@ def differences(first: Config, second: Config) -> list[str]:
         for key in {**flat_first, **flat_second}
         if flat_first.get(key) != flat_second.get(key)
     ]
+
+
+def _override(text):
+    """(source for messages, nested values) of `key=value`."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {text!r}: expected key=value, as train.epochs=2")
+    try:
+        values = parse_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is no YAML ({error})") from error
+    for part in reversed(key.split(".")):
+        values = {part: values}
+    return f"override {text!r}", values
 
 
 def _flatten(values, prefix=""):

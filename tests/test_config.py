@@ -70,6 +70,18 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path):
     assert config.train.optimizer.options == {"epsilon": 1e-7, "beta_2": 1e-3}
 
 
+def test_another_source_does_not_inherit_where_the_data_is(tmp_path):
+    write(tmp_path / "coco.yaml", "data: {train: {annotations: a.json, images: i}, long_side: 900}")
+    path = write(tmp_path / "yolo.yaml", "_base_: coco.yaml\ndata: {source: yolo, directory: mine}")
+    data = load_config(path).data
+    assert (data.source, data.directory, data.train.annotations) == ("yolo", "mine", None)
+    assert data.long_side == 900
+    overridden = ["data.directory=here", "data.source=demo", "data.long_side=800"]
+    data = load_config(tmp_path / "coco.yaml", overridden).data
+    assert (data.source, data.directory, data.train.annotations) == ("demo", "here", None)
+    assert load_config(tmp_path / "coco.yaml", ["data.source=coco"]).data.train.images == "i"
+
+
 def test_unusable_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"typo.yaml does not exist; did you mean typos.yaml"):
         write(tmp_path / "typos.yaml", "")

@@ -264,9 +264,6 @@ def test_training_a_converted_run_starts_from_its_weights(sepc, tmp_path):
     data = make_demo_dataset(tmp_path / "data", train_images=4, val_images=2)
     config = config_of(
         "data.source=demo", f"data.directory={data}", "data.short_side=[288]",
-        *(f"data.{key}=null" for key in (
-            "train.annotations", "train.images", "val.annotations", "val.images"
-        )),
         "data.test_short_side=288", "data.long_side=288", "train.strategy=one", "train.epochs=1",
         "train.batch_size=4", "train.optimizer.learning_rate=1.0e-12",
         "train.optimizer.weight_decay=0.0",

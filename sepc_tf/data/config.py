@@ -76,6 +76,10 @@ _UNUSED = {
 }
 
 
+# Where the data is: what a config for another source does not inherit.
+OF_A_SOURCE = ("directory", "train", "val", "class_names")
+
+
 def check_source(data: DataConfig) -> None:
     """Refuses settings that `data.source` does not use.
 
