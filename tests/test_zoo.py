@@ -182,15 +182,15 @@ def test_a_setting_that_is_wrong_or_without_effect_is_named(settings, message):
 
 def test_necks_and_anchors_of_a_config_are_built():
     config = tiny("retinanet", "baseline")
-    config.necks = [{"type": "fpn", "num_levels": 3, "filters": 12, "min_level": 2}]
+    config.necks = [{"type": "fpn", "num_levels": 4, "filters": 12, "min_level": 2}]
     config.options = {"anchors": {"scales": [4.0], "ratios": [1.0, 2.0]}}
     config.nms, config.max_detections = "class_agnostic", 7
     detector = build_detector(config, num_classes=3)
-    assert detector.anchor_generator.strides == (4, 8, 16)
+    assert detector.anchor_generator.strides == (4, 8, 16, 32)
     outputs = detector(tf.zeros([1, 64, 96, 3]))
-    assert [m.shape[1:] for m in outputs["box"]] == [(16, 24, 8), (8, 12, 8), (4, 6, 8)]
+    assert [m.shape[1:] for m in outputs["box"]] == [(16, 24, 8), (8, 12, 8), (4, 6, 8), (2, 3, 8)]
     assert detector.predict_step(batch())["boxes"].shape == (2, 7, 4)
     assert list(detector.parts) == ["backbone", "fpn", "towers", "head"]
     config.options["anchors"]["strides"] = [4, 8]
-    with pytest.raises(ConfigError, match=r"one stride for each pyramid level; got 2 .* 3 levels"):
+    with pytest.raises(ConfigError, match=r"one stride for each pyramid level; got 2 .* 4 levels"):
         build_detector(config, num_classes=3)
