@@ -13,7 +13,7 @@ from sepc_tf.data.categories import categories_of
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.fingerprint import fingerprint
 from sepc_tf.data.sources import evaluation_pipeline, load_split
-from sepc_tf.detectors.base import Detector
+from sepc_tf.detectors import DenseDetector
 from sepc_tf.errors import CheckpointError, ConfigError, DatasetError, OutputError
 from sepc_tf.evaluation.run import Evaluator, evaluate_run
 from sepc_tf.runs import (
@@ -176,10 +176,10 @@ def test_evaluation_uses_all_devices_each_with_its_batch_of_the_training(
     dataset = load_split(one.config.data, "val")
     replicas = []
 
-    def detect(self, images, image_sizes):
+    def detect(self, images, image_sizes, original_sizes=None):
         context = tf.distribute.get_replica_context()
         replicas.append((context.num_replicas_in_sync, images.shape[0]))
-        sizes = tf.cast(image_sizes, tf.float32)
+        sizes = tf.cast(original_sizes, tf.float32)
         corners = tf.concat([tf.zeros_like(sizes), sizes[:, ::-1]], axis=1)
         ones = tf.ones_like(image_sizes[:, :1])
         return {
@@ -189,7 +189,7 @@ def test_evaluation_uses_all_devices_each_with_its_batch_of_the_training(
             "num_detections": ones[:, 0],
         }
 
-    monkeypatch.setattr(Detector, "detect", detect)
+    monkeypatch.setattr(DenseDetector, "detect", detect)
     written = []
     for run, count in ((one, 1), (two, 2)):
         pipeline = evaluation_pipeline(dataset, run.config, run.batch_size)
