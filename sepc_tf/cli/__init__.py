@@ -97,9 +97,14 @@ def _run(function, arguments):
     if arguments.verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardOutput()])
-    logging.getLogger("sepc_tf").setLevel(logging.INFO)
-    with quiet_tensorflow(), shown():
-        return _exit_status(function, arguments)
+    logger = logging.getLogger("sepc_tf")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        with quiet_tensorflow(), shown():
+            return _exit_status(function, arguments)
+    finally:
+        logger.setLevel(level)
 
 
 def _exit_status(function, arguments):
