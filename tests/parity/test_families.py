@@ -6,6 +6,8 @@ import pytest
 from sepc_tf.parity import check_case
 from sepc_tf.parity.families import FAMILIES, check_of
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def test_every_golden_case_belongs_to_one_family(golden_dir):
     cases = json.loads((golden_dir / "manifest.json").read_text())["cases"]
