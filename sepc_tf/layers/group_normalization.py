@@ -64,14 +64,20 @@ class GroupNormalization(keras.layers.Layer):
         )
 
     def call(self, x):
-        shape = tf.shape(x)
         gamma, beta = (tf.convert_to_tensor(v) for v in (self.gamma, self.beta))
-        width = x.shape[-1] // self.groups
-        grouped = tf.reshape(tf.cast(x, gamma.dtype), [shape[0], -1, self.groups, width])
+        channels = x.shape[-1]
+        width = channels // self.groups
+        inner = tf.cast(x, gamma.dtype)
+        grouped = tf.reshape(inner, [tf.shape(x)[0], -1, self.groups, width])
         mean, variance = tf.nn.moments(grouped, axes=[1, 3], keepdims=True)
-        normalised = (grouped - mean) * tf.math.rsqrt(variance + self.epsilon)
-        y = tf.cast(tf.reshape(normalised, shape) * gamma + beta, x.dtype)
-        return tf.ensure_shape(y, x.shape)
+
+        def per_channel(statistic):
+            repeated = statistic + tf.zeros([width], statistic.dtype)
+            return tf.reshape(repeated, [-1, channels])
+
+        scale = per_channel(tf.math.rsqrt(variance + self.epsilon)) * gamma
+        mean, scale = (v[:, tf.newaxis, tf.newaxis] for v in (per_channel(mean), scale))
+        return tf.cast((inner - mean) * scale + beta, x.dtype)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
