@@ -39,6 +39,10 @@ _DEFINED_IN = {
     "FSAF": "sepc_tf.detectors",
     "ResNet": "sepc_tf.backbones",
     "FPN": "sepc_tf.necks",
+    "PAFPN": "sepc_tf.necks",
+    "NASFPN": "sepc_tf.necks",
+    "BFP": "sepc_tf.necks",
+    "HRFPN": "sepc_tf.necks",
     "SEPC": "sepc_tf.necks",
     "ConvTowers": "sepc_tf.necks",
     # Layers and operators.
@@ -49,6 +53,7 @@ _DEFINED_IN = {
     "IndependentBatchNormalization": "sepc_tf.layers",
     "SingleBatchNormalization": "sepc_tf.layers",
     "SymmetricConv2D": "sepc_tf.layers",
+    "GroupNormalization": "sepc_tf.layers",
     "deform_conv2d": "sepc_tf.ops",
     # Data.
     "CocoDataset": "sepc_tf.data.coco",
@@ -80,13 +85,18 @@ if typing.TYPE_CHECKING:
     from sepc_tf.evaluation.run import evaluate_run as evaluate_run
     from sepc_tf.export import export as export
     from sepc_tf.layers import DeformConv2D as DeformConv2D
+    from sepc_tf.layers import GroupNormalization as GroupNormalization
     from sepc_tf.layers import IndependentBatchNormalization as IndependentBatchNormalization
     from sepc_tf.layers import IntegratedBatchNormalization as IntegratedBatchNormalization
     from sepc_tf.layers import PConv as PConv
     from sepc_tf.layers import ScaleEqualizingConv as ScaleEqualizingConv
     from sepc_tf.layers import SingleBatchNormalization as SingleBatchNormalization
     from sepc_tf.layers import SymmetricConv2D as SymmetricConv2D
+    from sepc_tf.necks import BFP as BFP
     from sepc_tf.necks import FPN as FPN
+    from sepc_tf.necks import HRFPN as HRFPN
+    from sepc_tf.necks import NASFPN as NASFPN
+    from sepc_tf.necks import PAFPN as PAFPN
     from sepc_tf.necks import SEPC as SEPC
     from sepc_tf.necks import ConvTowers as ConvTowers
     from sepc_tf.ops import deform_conv2d as deform_conv2d

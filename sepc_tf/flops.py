@@ -37,6 +37,16 @@ PAPER_GFLOPS = {
     },
 }
 
+# Table 2, FreeAnchor with ResNet-50: row -> (necks, variant, figure).
+PAPER_FUSION_GFLOPS = {
+    "FPN": ([{"type": "fpn"}], "baseline", 239.3),
+    "HR-Net": ([{"type": "hrfpn"}], "baseline", 297.6),
+    "PA-Net": ([{"type": "pafpn"}], "baseline", 245.9),
+    "NAS-FPN": ([{"type": "nas_fpn"}], "baseline", 347.1),
+    "Libra": ([{"type": "fpn"}, {"type": "bfp"}], "baseline", 315.8),
+    "PConv": ([{"type": "fpn"}], "pconv", 239.3),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -163,7 +173,7 @@ FREE = frozenset([
     "StridedSlice", "Tile", "Transpose", "Unpack",
     # Sums of maps, and functions that mmdetection's counter does not know.
     "Add", "AddN", "AddV2", "Exp", "Neg", "Rsqrt", "Sigmoid", "Softmax", "Softplus", "Square",
-    "Sub", "Tanh",
+    "SquaredDifference", "Sub", "Tanh",
 ])
 # fmt: on
 
@@ -325,32 +335,48 @@ def format_costs(costs):
     return "\n".join(lines)
 
 
-def paper_table(build, height=800, width=1280):
-    """Markdown table of every row of the paper's Table 1 beside ours.
+def paper_tables(build, height=800, width=1280):
+    """Markdown tables of every row of the paper's Table 1, and of its Table 2, beside ours.
 
     Args:
-        build: function of a detector type and a variant that returns the detector.
+        build: function of a detector type, a head variant and a list of necks (as in
+            `detector.necks`) that returns the detector.
         height, width: of the network's input.
 
     Returns:
         str.
     """
-    lines = []
-    rows = [(kind, *row) for kind, figures in PAPER_GFLOPS.items() for row in figures.items()]
-    for kind, variant, figure in track(rows, description="counting"):
-        costs = count_detector(build(kind, variant), height, width)
-        if not lines:
-            names = [*costs]
-            lines = [
-                f"| detector | variant | {' | '.join(names)} | GFLOPs | paper | difference "
-                "| parameters |",
-                "|---" * (len(names) + 6) + "|",
-            ]
-        total = sum(costs.values(), Cost(0, 0))
-        flops = total.multiply_adds / 1e9
-        cells = [f"{cost.multiply_adds / 1e9:.2f}" for cost in costs.values()]
-        lines.append(
-            f"| {kind} | {variant} | {' | '.join(cells)} | {flops:.2f} | {figure} | "
-            f"{100 * (flops / figure - 1):+.2f}% | {total.parameters / 1e6:.2f} M |"
-        )
-    return "\n".join(lines)
+    fpn = [{"type": "fpn"}]
+    detectors = [
+        (kind, variant, (kind, variant, fpn), figure)
+        for kind, figures in PAPER_GFLOPS.items()
+        for variant, figure in figures.items()
+    ]
+    fusion = [
+        (name, variant, ("free_anchor", variant, necks), figure)
+        for name, (necks, variant, figure) in PAPER_FUSION_GFLOPS.items()
+    ]
+    tables = []
+    for first_column, rows in (("detector", detectors), ("necks of free_anchor", fusion)):
+        lines = [
+            f"| {first_column} | variant | backbone | necks | towers | head | GFLOPs | paper "
+            "| difference | parameters |",
+            "|---" * 10 + "|",
+        ]
+        for label, variant, what, figure in track(rows, description="counting"):
+            costs = count_detector(build(*what), height, width)
+            lines.append(f"| {label} | {variant} | {_cells(costs, figure)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def _cells(costs, figure):
+    """The numbers of one row; the necks of a detector are added up."""
+    total = sum(costs.values(), Cost(0, 0))
+    ends = {name: costs[name].multiply_adds for name in ("backbone", "towers", "head")}
+    necks = total.multiply_adds - sum(ends.values())
+    parts = [ends["backbone"], necks, ends["towers"], ends["head"]]
+    flops = total.multiply_adds / 1e9
+    cells = [f"{part / 1e9:.2f}" for part in parts]
+    cells += [f"{flops:.2f}", f"{figure}", f"{100 * (flops / figure - 1):+.2f}%"]
+    return " | ".join([*cells, f"{total.parameters / 1e6:.2f} M"])

@@ -1,8 +1,8 @@
 """From a config to a built detector, and the tables of everything that can be built.
 
 A detector is a class with `Options` (a dataclass of its settings) and `from_parts`; a neck is a
-layer with `Options`, whose fields are its constructor's arguments, and `min_level`. A new one is a
-file of its own and a line here.
+layer with `Options`, whose fields are its constructor's arguments, and, where it takes the maps of
+a backbone, `min_level`: the number of the finest. A new one is a file of its own and a line here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
-from sepc_tf.necks import FPN, SEPC, ConvTowers
+from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_unused, typed
 
 DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF}
-NECKS = {"fpn": FPN}
+NECKS = {"fpn": FPN, "pafpn": PAFPN, "nas_fpn": NASFPN, "bfp": BFP, "hrfpn": HRFPN}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)
 
@@ -166,6 +166,11 @@ def build_necks(necks: list[dict], filters: int) -> list[keras.layers.Layer]:
             layers.append(NECKS[kind](**options, name=name))
         except ValueError as error:
             raise ConfigError(f"detector.necks[{i}]: {error}") from error
+    if not hasattr(layers[0], "min_level"):
+        raise ConfigError(
+            f"detector.necks[0]: {{type: {necks[0]['type']}}} takes a pyramid; put one before it "
+            "that is made of the backbone's maps, as {type: fpn}"
+        )
     return layers
 
 

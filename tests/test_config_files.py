@@ -10,7 +10,7 @@ pytestmark = pytest.mark.same_on_both_stacks
 
 
 def test_a_config_is_given_by_path_or_by_name(tmp_path, monkeypatch):
-    assert len(config_names()) >= 32
+    assert len(config_names()) >= 36
     for name in config_names():
         assert find_config(name) == CONFIG_DIR / f"{name}.yaml"
     assert load_config("demo_sepc") == load_config(CONFIG_DIR / "demo_sepc.yaml")

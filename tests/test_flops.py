@@ -7,17 +7,26 @@ import tensorflow as tf
 from sepc_tf.backbones import ResNet
 from sepc_tf.config import HeadConfig
 from sepc_tf.detectors import PredictionHead
-from sepc_tf.flops import PAPER_GFLOPS, Cost, count_layer, count_operations, format_costs
+from sepc_tf.flops import (
+    PAPER_FUSION_GFLOPS,
+    PAPER_GFLOPS,
+    Cost,
+    count_layer,
+    count_operations,
+    format_costs,
+)
 from sepc_tf.layers import (
     DeformConv2D,
+    GroupNormalization,
     IntegratedBatchNormalization,
     PConv,
     ScaleEqualizingConv,
     SymmetricConv2D,
 )
 from sepc_tf.necks import FPN, SEPC, ConvTowers
-from sepc_tf.ops.resize import resize_bilinear_align_corners, resize_nearest
-from sepc_tf.zoo import build_towers
+from sepc_tf.ops.pooling import adaptive_max_pool
+from sepc_tf.ops.resize import resize_bilinear, resize_bilinear_align_corners, resize_nearest
+from sepc_tf.zoo import build_necks, build_towers
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -46,6 +55,8 @@ def test_single_operations_by_hand():
     assert deformable.multiply_adds == plain + offsets + 8 * 9 * 8 * 9 * 12
     norm = count_layer(built(IntegratedBatchNormalization(), [shape]), [shape])
     assert norm == Cost(2 * 9 * 12 * 8, 16)
+    norm = count_layer(built(GroupNormalization(groups=4), shape), shape)
+    assert norm == Cost(3 * 9 * 12 * 8, 16)
 
 
 X = (1, 9, 12, 8)
@@ -88,7 +99,7 @@ def counted(function, *shapes):
     return count_operations(traced.get_concrete_function(*specs).graph)
 
 
-@pytest.mark.parametrize("resize", [resize_bilinear_align_corners, resize_nearest])
+@pytest.mark.parametrize("resize", [resize_bilinear, resize_bilinear_align_corners, resize_nearest])
 def test_a_resize_is_no_dense_layer(resize):
     kernel = tf.Variable(tf.ones([8, 5]))
     assert counted(lambda x: resize(x, (4, 30)), X) == 0
@@ -96,6 +107,11 @@ def test_a_resize_is_no_dense_layer(resize):
     assert counted(lambda x: tf.matmul(kernel, x, True, True), (12, 8)) == 5 * 8 * 12
     assert counted(lambda x: tf.matmul(resize(x, (4, 30)), kernel), X) == 4 * 30 * 8 * 5
     assert counted(lambda x, y: tf.matmul(x, y), (6, 7), (7, 3)) == 6 * 7 * 3
+
+
+def test_adaptive_pooling_by_hand():
+    # Windows of 3 rows at each of 5 (9 / 5 is no whole number), then of 3 columns at each of 4.
+    assert counted(lambda x: adaptive_max_pool(x, (5, 4)), X) == (5 * 3 * 12 + 5 * 4 * 3) * 8
 
 
 def test_products_of_maps():
@@ -226,23 +242,44 @@ def shared_parts():
     shapes = pyramid(800, 1280)
     head = PredictionHead(80, 9)
     head.build((shapes, shapes))
-    costs = [
-        count_layer(backbone, image),
-        count_layer(built(FPN(), features), features),
-        count_layer(head, (shapes, shapes)),
-    ]
-    assert costs[0].parameters == 25_557_032 - 2_049_000  # torchvision's ResNet-50 without fc
-    return sum(cost.multiply_adds for cost in costs)
+    costs = {
+        "backbone": count_layer(backbone, image),
+        "fpn": count_layer(built(FPN(), features), features),
+        "head": count_layer(head, (shapes, shapes)),
+    }
+    # torchvision's ResNet-50 without fc
+    assert costs["backbone"].parameters == 25_557_032 - 2_049_000
+    return {name: cost.multiply_adds for name, cost in costs.items()}
 
 
 @pytest.mark.parametrize("variant", list(PAPER_GFLOPS["retinanet"]))
 def test_rows_of_table_1(shared_parts, variant):
     shapes = pyramid(800, 1280)
     towers = built(build_towers(HeadConfig(variant=variant)), shapes)
-    total = (shared_parts + count_layer(towers, shapes).multiply_adds) / 1e9
+    total = (sum(shared_parts.values()) + count_layer(towers, shapes).multiply_adds) / 1e9
     # Only SEPC differs by more than the rounding of the table (and the DCN head, 0.05).
     tolerance = {"sepc": 0.005, "dcn": 0.0005}.get(variant, 0.00005)
     assert total == pytest.approx(PAPER_GFLOPS["retinanet"][variant], rel=tolerance)
+
+
+@pytest.mark.parametrize("row", list(PAPER_FUSION_GFLOPS))
+def test_necks_of_table_2(shared_parts, row):
+    """Beside the FPN, whose row is checked above: 0.3% of the whole, and Libra as explained."""
+    configs, _, figure = PAPER_FUSION_GFLOPS[row]
+    necks = build_necks([dict(config) for config in configs], 256)
+    first = getattr(necks[0], "min_level", 3)
+    shapes = [(1, 800 // 2**level, 1280 // 2**level, 64 * 2**level) for level in range(first, 6)]
+    cost = 0
+    for neck in necks:
+        cost += count_layer(built(neck, shapes), shapes).multiply_adds
+        shapes = neck.compute_output_shape(shapes)
+    added = (cost - shared_parts["fpn"]) / 1e9
+    if row == "Libra":
+        # Four 1x1 convolutions and two products of matrices on P4 (docs/results/flops.md).
+        pixels = 50 * 80
+        assert added == pytest.approx((4 * pixels * 256**2 + 2 * pixels**2 * 256) / 1e9, rel=0.01)
+    else:
+        assert added == pytest.approx(figure - 239.32, abs=0.003 * figure)
 
 
 def test_format():

@@ -14,18 +14,32 @@ from sepc_tf.checkpoints.variables import named_variables
 from sepc_tf.errors import CheckpointError
 
 # (our path segment, theirs). The first match wins; a match covers the whole segment. `{level}` is
-# the number of the level that the match's first group names, counted from the neck's finest.
+# the number of the level that the match's first group names, counted from the neck's finest, and
+# `{below}` the one below it.
 _SEGMENTS = [
     # ResNet
     (r"(conv|bn)(\d)", r"\1\2"),
     (r"layer(\d)_(\d+)", r"layer\1.\2"),
     (r"downsample_conv", "downsample.0"),
     (r"downsample_bn", "downsample.1"),
-    # FPN: the outputs of P3, P4, ... are numbered from 0
+    # necks: the outputs of P3, P4, ... are numbered from 0
     (r"lateral_c(\d)", "lateral_convs.{level}.conv"),
     (r"lateral_c(\d)_norm", "lateral_convs.{level}.gn"),
     (r"output_p(\d)", "fpn_convs.{level}.conv"),
     (r"output_p(\d)_norm", "fpn_convs.{level}.gn"),
+    (r"down_p(\d)", "downsample_convs.{level}.conv"),
+    (r"down_p(\d)_norm", "downsample_convs.{level}.gn"),
+    (r"bottom_up_p(\d)", "pafpn_convs.{below}.conv"),
+    (r"bottom_up_p(\d)_norm", "pafpn_convs.{below}.gn"),
+    (r"lateral_(\d)", "lateral_convs.{level}"),
+    (r"extra_6", "extra_downsamples.0.0"),
+    (r"extra_7", "extra_downsamples.1.0"),
+    (r"cell_(\d+)_(\w+)", r"fpn_stages.\1.\2.conv_out"),
+    (r"conv", "conv"),
+    (r"refine_(theta|phi|g)", r"refine.\1.conv"),
+    (r"refine_out", "refine.conv_out.conv"),
+    (r"reduction", "reduction_conv.conv"),
+    (r"output_(\d+)", r"fpn_convs.\1.conv"),
     # SEPC
     (r"pconv_(\d+)", r"Pconvs.\1"),
     (r"coarser", "Pconv.0"),
@@ -234,8 +248,8 @@ def _translate(path, finest_level):
     for segment in segments:
         for pattern, replacement in _SEGMENTS:
             if match := re.fullmatch(pattern, segment):
-                level = int(match[1]) - finest_level if "{level}" in replacement else None
-                keys.append(match.expand(replacement).format(level=level))
+                level = int(match[1]) - finest_level if "{" in replacement else 0
+                keys.append(match.expand(replacement).format(level=level, below=level - 1))
                 break
         else:
             raise CheckpointError(

@@ -11,7 +11,9 @@ from pathlib import Path
 def add_arguments(parser):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="count the detector of this config")
-    what.add_argument("--table", action="store_true", help="every row of the paper's Table 1")
+    what.add_argument(
+        "--table", action="store_true", help="every row of the paper's Tables 1 and 2"
+    )
     parser.add_argument("--size", type=_size, default=(800, 1280), metavar="HEIGHTxWIDTH")
     parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -22,11 +24,12 @@ def run(arguments):
     from sepc_tf.config import DetectorConfig, HeadConfig, load_config
     from sepc_tf.zoo import build_detector
 
-    def build(kind, variant):
-        return build_detector(DetectorConfig(type=kind, head=HeadConfig(variant=variant)), 80)
+    def build(kind, variant, necks):
+        head = HeadConfig(variant=variant)
+        return build_detector(DetectorConfig(type=kind, necks=necks, head=head), 80)
 
     if arguments.table:
-        print(flops.paper_table(build, *arguments.size))
+        print(flops.paper_tables(build, *arguments.size))
         return
     config = load_config(arguments.config, arguments.overrides)
     detector = build_detector(config.detector, arguments.classes)

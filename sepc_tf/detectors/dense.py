@@ -24,7 +24,8 @@ class DenseDetector(Detector):
         backbone: model or layer from images to maps of falling size, the last one of stride 32
             (C5); or a KerasCV backbone, see `sepc_tf.backbones.KerasCVFeatures`.
         necks: one layer or several, from maps to a pyramid. The first takes the backbone's maps
-            from C_`min_level` (its attribute) on.
+            from C_`min_level` (its attribute) on. The finest level of the pyramid is the same one,
+            unless a neck's `finest_output_level` says otherwise.
         towers: layer from a pyramid to `(cls_pyramid, box_pyramid)`.
         head: layer from these to raw outputs, with an attribute `num_classes`.
         convention: box arithmetic, "modern" or "mmdet1"; see `sepc_tf.ops.boxes`.
@@ -271,11 +272,12 @@ def backbone_maps(maps: list, necks: list[keras.layers.Layer]) -> list:
 
 def pyramid_strides(necks: list[keras.layers.Layer]) -> tuple[int, ...]:
     """Strides of the pyramid that necks make of a backbone's maps, in pixels, finest first."""
-    first = necks[0].min_level
+    first = finest = necks[0].min_level
     shapes = [(None, None, None, 1)] * (6 - first)
     for neck in necks:
         shapes = neck.compute_output_shape(shapes)
-    return tuple(2 ** (first + level) for level in range(len(shapes)))
+        finest = getattr(neck, "finest_output_level", finest)
+    return tuple(2 ** (finest + level) for level in range(len(shapes)))
 
 
 def level_sizes(outputs: dict) -> list[tuple]:

@@ -15,7 +15,7 @@ EXTRA_LEVELS = ("c5", "p5", "pool")
 
 @dataclasses.dataclass
 class FPNOptions:
-    """Settings of `{type: fpn}` in `detector.necks`."""
+    """Settings of `{type: fpn}` and `{type: pafpn}` in `detector.necks`."""
 
     filters: int | None = setting(None, at_least=1)  # null: those of the head
     num_levels: int = setting(5, at_least=1)
@@ -147,7 +147,7 @@ class FPN(keras.layers.Layer):
 
     def call(self, features, training=None):
         merged = self.top_down(features)
-        pyramid = _each(self.output_norms, _each(self.outputs, merged))
+        pyramid = each(self.output_norms, each(self.outputs, merged))
         return self.extended(pyramid, features[-1])
 
     def top_down(self, features):
@@ -159,7 +159,7 @@ class FPN(keras.layers.Layer):
         Returns:
             list of `[N, H_l, W_l, filters]` maps.
         """
-        merged = _each(self.lateral_norms, _each(self.laterals, features))
+        merged = each(self.lateral_norms, each(self.laterals, features))
         for level in reversed(range(len(merged) - 1)):
             shape = tf.shape(merged[level])
             merged[level] += resize_nearest(merged[level + 1], (shape[1], shape[2]))
@@ -206,6 +206,6 @@ class FPN(keras.layers.Layer):
         }
 
 
-def _each(layers, maps):
+def each(layers, maps):
     """Each layer on its map; the maps themselves where there are no layers."""
     return [layer(x) for layer, x in zip(layers, maps)] if layers else list(maps)

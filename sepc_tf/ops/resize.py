@@ -31,6 +31,28 @@ def resize_bilinear_align_corners(x, size):
     return _interpolate(x, size, _linear_weights)
 
 
+def resize_bilinear(x, size):
+    """Bilinear resize in which the outer borders of input and output coincide.
+
+    Output row `i` samples the input at `(i + 0.5) * H / out_H - 0.5`, held within the first and the
+    last row; columns likewise; the value is the linear interpolation of the neighbours.
+
+    Args:
+        x: `[N, H, W, C]` float tensor, any H and W (may be unknown until run time).
+        size: `(out_H, out_W)`, integers or int32 scalar tensors.
+
+    Returns:
+        `[N, out_H, out_W, C]`, the dtype of `x`. Differentiable with respect to `x`.
+
+    Example:
+        >>> resize_bilinear(tf.reshape([0.0, 1.0], [1, 1, 2, 1]), (1, 4))[0, 0, :, 0]
+        <tf.Tensor: shape=(4,), dtype=float32, numpy=array([0.  , 0.25, 0.75, 1.  ], dtype=float32)>
+
+    Source: PyTorch `interpolate(mode="bilinear", align_corners=False)`, as used by HRFPN.
+    """
+    return _interpolate(x, size, _centred_linear_weights)
+
+
 def resize_nearest(x, size):
     """Nearest-neighbour resize: output row `i` is input row `floor(i * H / out_H)`.
 
@@ -73,6 +95,14 @@ def _linear_weights(size, out_size, dtype):
     """`[out_size, size]` matrix; each row holds the two weights of linear interpolation."""
     size, out_size = tf.cast(size, dtype), tf.cast(out_size, dtype)
     positions = tf.range(out_size) * ((size - 1.0) / tf.maximum(out_size - 1.0, 1.0))
+    return tf.nn.relu(1.0 - tf.abs(positions[:, None] - tf.range(size)[None, :]))
+
+
+def _centred_linear_weights(size, out_size, dtype):
+    """As `_linear_weights`, of positions between the centres of pixels."""
+    size, out_size = tf.cast(size, dtype), tf.cast(out_size, dtype)
+    positions = (tf.range(out_size) + 0.5) * (size / out_size) - 0.5
+    positions = tf.clip_by_value(positions, 0.0, size - 1.0)
     return tf.nn.relu(1.0 - tf.abs(positions[:, None] - tf.range(size)[None, :]))
 
 

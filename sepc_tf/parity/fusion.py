@@ -56,7 +56,23 @@ def fpn_settings(neck):
 
 
 # mmdetection's name of a neck -> (ours in `zoo.NECKS`, function that gives its settings)
-SETTINGS = {"FPN": ("fpn", fpn_settings)}
+SETTINGS = {
+    "FPN": ("fpn", fpn_settings),
+    "PAFPN": ("pafpn", fpn_settings),
+    "NASFPN": (
+        "nas_fpn",
+        lambda neck: {"filters": neck["out_channels"], "num_cells": neck["stack_times"]},
+    ),
+    "BFP": ("bfp", lambda neck: {"refine_level": neck["refine_level"]}),
+    "HRFPN": (
+        "hrfpn",
+        lambda neck: {
+            "filters": neck["out_channels"],
+            "num_levels": neck.get("num_outs", 5),
+            "stride": neck.get("stride", 1),
+        },
+    ),
+}
 
 
 def neck_config(neck: dict) -> dict:

@@ -16,7 +16,7 @@ from sepc_tf.checkpoints import (
 )
 from sepc_tf.detectors import FSAF, RetinaNet
 from sepc_tf.layers import IndependentBatchNormalization, IntegratedBatchNormalization, PConv
-from sepc_tf.necks import FPN, SEPC, ConvTowers
+from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +74,39 @@ def test_neck_keys_are_the_authors(param_sets, name, variant):
 
 
 @pytest.mark.parametrize(
-    ("options", "first", "norm", "extras"),
+    ("name", "neck", "channels"),
     [
-        ({"min_level": 2, "extra_levels": "pool"}, "lateral_convs.0.conv.bias", None, 0),
-        ({"norm": "group"}, "lateral_convs.0.conv.weight", "fpn_convs.4.gn.weight", 2),
+        ("neck_fpn_gn", FPN(norm="group"), (512, 1024, 2048)),
+        ("neck_pafpn_c2", PAFPN(min_level=2, extra_levels="pool"), (256, 512, 1024, 2048)),
+        ("neck_nasfpn_1cell", NASFPN(num_cells=1), (512, 1024, 2048)),
+        ("neck_hrfpn", HRFPN(), (32, 64, 128, 256)),
+        ("neck_bfp", BFP(), [256] * 5),
     ],
 )
-def test_keys_of_fpn_variants(options, first, norm, extras):
-    fpn = FPN(32, **options)
-    fpn.build([(None, None, None, 4)] * (6 - fpn.min_level))
-    keys = export_state_dict(fpn)
-    assert first in keys and (norm is None or norm in keys)
-    convs = {key.split(".")[1] for key in keys if key.startswith("fpn_convs")}
-    assert convs == {str(i) for i in range(6 - fpn.min_level + extras)}
+def test_keys_of_fusion_necks_are_the_authors(golden_dir, name, neck, channels):
+    path = golden_dir.parent / "golden_zoo/manifest.json"
+    if not path.is_file():
+        pytest.skip("no golden data of the other necks (set SEPC_TF_SHARED)")
+    neck.build([(None, None, None, c) for c in channels])
+    # neck_bfp is the list [FPN, BFP].
+    expected = {
+        key.removeprefix("1."): tuple(shape)
+        for key, shape, _ in json.loads(path.read_text())["param_sets"][name]
+        if not key.startswith("0.")
+    }
+    assert shapes(export_state_dict(neck)) == expected
+
+
+def test_several_necks_are_numbered():
+    detector = RetinaNet.from_parts(
+        ResNet(18, width=8, name="backbone"),
+        [FPN(4, name="fpn"), BFP(name="bfp")],
+        SEPC.variant("sepc_lite", filters=4, num_convs=1, name="towers"),
+        2,
+    )
+    keys = export_state_dict(detector)
+    assert "neck.0.lateral_convs.0.conv.weight" in keys
+    assert "neck.1.refine.conv_out.conv.bias" in keys and "neck.2.cconv.weight" in keys
 
 
 @pytest.mark.parametrize(

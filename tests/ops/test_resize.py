@@ -2,17 +2,24 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sepc_tf.ops.resize import resize_bilinear_align_corners, resize_nearest
+from sepc_tf.ops.resize import resize_bilinear, resize_bilinear_align_corners, resize_nearest
 
 
-def bilinear_by_definition(x, size):
+def aligned(i, size, out_size):
+    return i * (size - 1) / (out_size - 1) if out_size > 1 else 0.0
+
+
+def centred(i, size, out_size):
+    return min(max((i + 0.5) * size / out_size - 0.5, 0.0), size - 1)
+
+
+def bilinear_by_definition(x, size, position):
     """One pixel at a time: the weighted sum of the four neighbours."""
     batch, height, width, channels = x.shape
     y = np.zeros([batch, *size, channels])
     for i in range(size[0]):
         for j in range(size[1]):
-            v = i * (height - 1) / (size[0] - 1) if size[0] > 1 else 0.0
-            u = j * (width - 1) / (size[1] - 1) if size[1] > 1 else 0.0
+            v, u = position(i, height, size[0]), position(j, width, size[1])
             top, left = int(v), int(u)
             bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
             a, b = v - top, u - left
@@ -36,8 +43,9 @@ SIZES = [
 @pytest.mark.parametrize(("size", "out_size"), SIZES)
 def test_bilinear_is_the_definition(size, out_size):
     x = np.random.default_rng(0).standard_normal([2, *size, 3]).astype(np.float32)
-    y = resize_bilinear_align_corners(tf.constant(x), out_size)
-    np.testing.assert_allclose(y, bilinear_by_definition(x, out_size), atol=1e-5)
+    for resize, position in ((resize_bilinear_align_corners, aligned), (resize_bilinear, centred)):
+        expected = bilinear_by_definition(x, out_size, position)
+        np.testing.assert_allclose(resize(tf.constant(x), out_size), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "out_size"), SIZES)
@@ -53,7 +61,8 @@ def test_bilinear_is_the_definition_in_float64_too(size, out_size):
     x = np.random.default_rng(0).standard_normal([2, *size, 3])
     y = resize_bilinear_align_corners(tf.constant(x), out_size)
     assert y.dtype == tf.float64
-    np.testing.assert_allclose(y, bilinear_by_definition(x, out_size), rtol=0, atol=1e-14)
+    expected = bilinear_by_definition(x, out_size, aligned)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -70,8 +70,10 @@ class Folder:
         self.rounded = {key: np.float32(array) for key, array in self.exact.items()}
         self.rounded[ZERO] = single[ZERO]
 
-    def write_case(self, arrays):
+    def write_case(self, arrays, noise=()):
         outputs = {key: spec_of(array) for key, array in arrays.items()}
+        for key, distance in noise:
+            outputs[key]["f64"] = distance
         manifest = {"seed": SEED, "cases": {NAME: {**self.case, "outputs": outputs}}}
         (self.path / "manifest.json").write_text(json.dumps(manifest))
         np.savez(self.path / f"{NAME}.npz", **stored(arrays))
@@ -188,6 +190,15 @@ def test_without_a_reference_what_misses_is_held_coarsely_and_said(folder, error
     assert "no float64 reference: 1 of 11 gradients held to 0.26 only" in comparison.notes[0]
     assert GRADIENT in comparison.notes[0]
     assert comparison.passed == passes, str(comparison)
+
+
+@pytest.mark.parametrize(("noise", "coarse"), [(0.02, set()), (0.01, {GRADIENT})])
+def test_without_a_reference_a_stated_distance_from_float64_is_the_bound(folder, noise, coarse):
+    shutil.rmtree(folder.path / "f64")
+    folder.write_case(changed(folder.rounded, GRADIENT, 0.02), [(GRADIENT, noise)])
+    comparison = folder.check()
+    assert comparison.passed and comparison.coarse == coarse, str(comparison)
+    assert ("authors' own float64 is, at most 2.0e-02" in comparison.notes[0]) == (not coarse)
 
 
 def test_without_a_reference_zeros_are_held_to_the_size_of_biases(folder):
