@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from sepc_tf.ops.boxes import check_convention
+from sepc_tf.ops.points import valid_points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +109,7 @@ class AnchorGenerator:
         return tf.reshape(corners + self.cell_anchors(stride), [-1, 4])
 
     def valid(self, level_sizes, image_sizes, divisor=32):
-        """Which anchors belong to cells inside their image.
-
-        A batch is padded to its largest image; the cells beyond an image's own padded size
-        (rounded up to a multiple of `divisor`) see nothing but padding.
+        """Which anchors belong to cells inside their image; see `valid_points`.
 
         Args:
             level_sizes: as in `__call__`.
@@ -121,15 +119,8 @@ class AnchorGenerator:
         Returns:
             `[B, N]` bool, the levels concatenated.
         """
-        padded = -(-tf.cast(image_sizes, tf.int32) // divisor) * divisor
-        flags = []
-        for stride, (height, width) in zip(self.strides, level_sizes):
-            inside_y = tf.range(height)[None] * stride < padded[:, :1]
-            inside_x = tf.range(width)[None] * stride < padded[:, 1:]
-            inside = inside_y[:, :, None, None] & inside_x[:, None, :, None]
-            inside = tf.repeat(inside, self.anchors_per_cell, axis=3)
-            flags.append(tf.reshape(inside, [tf.shape(padded)[0], -1]))
-        return tf.concat(flags, axis=1)
+        valid = valid_points(level_sizes, self.strides, image_sizes, divisor)
+        return tf.repeat(valid, self.anchors_per_cell, axis=1)
 
     def get_config(self):
         """The arguments, as a dict."""
