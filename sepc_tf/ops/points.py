@@ -40,34 +40,6 @@ def grid_points(level_sizes, strides, convention="modern"):
     return levels
 
 
-def valid_points(level_sizes, strides, image_sizes, divisor=32):
-    """Which cells lie on their image.
-
-    A batch is padded to its largest image; the cells beyond an image's own padded size (rounded up
-    to a multiple of `divisor`) see nothing but padding.
-
-    Args:
-        level_sizes, strides: as in `grid_points`.
-        image_sizes: `[B, 2]` int, height and width of each image.
-        divisor: image sides are padded to multiples of it.
-
-    Returns:
-        `[B, N]` bool, the levels concatenated.
-
-    Example:
-        >>> valid_points([(1, 5)], (8,), tf.constant([[32, 30]])).numpy()
-        array([[ True,  True,  True,  True, False]])
-    """
-    padded = -(-tf.cast(image_sizes, tf.int32) // divisor) * divisor
-    flags = []
-    for stride, (height, width) in zip(strides, level_sizes):
-        inside_y = tf.range(height)[None] * stride < padded[:, :1]
-        inside_x = tf.range(width)[None] * stride < padded[:, 1:]
-        inside = inside_y[:, :, None] & inside_x[:, None, :]
-        flags.append(tf.reshape(inside, [tf.shape(padded)[0], -1]))
-    return tf.concat(flags, axis=1)
-
-
 def box_distances(points, boxes):
     """Distances from points to the four sides of boxes; negative where a point lies beyond a side.
 
