@@ -137,7 +137,8 @@ class PointMatcher:
         check_convention(self.convention)
         strides = tuple(self.strides)
         given = self.max_distances
-        ends = tuple(8.0 * stride for stride in strides[:-1]) if given is None else tuple(given)
+        ends = [8 * stride for stride in strides[:-1]] if given is None else given
+        ends = tuple(float(end) for end in ends)
         object.__setattr__(self, "strides", strides)
         object.__setattr__(self, "max_distances", ends)
         if len(ends) != len(strides) - 1 or list(ends) != sorted({0.0, *ends})[1:]:
