@@ -192,7 +192,7 @@ def export_state_dict(model):
     state_dict = {}
     for variable, key, layout in _correspondence(model).values():
         value = np.asarray(variable, np.float32)
-        state_dict[key] = np.ascontiguousarray(_transposed(value, _TO_THEIRS[layout]))
+        state_dict[key] = np.array(_transposed(value, _TO_THEIRS[layout]), order="C")
         if key.rpartition(".")[2] == "running_var":
             state_dict[_counter(key)] = np.zeros([], np.int64)
     return state_dict
