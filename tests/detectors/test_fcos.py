@@ -10,7 +10,7 @@ from sepc_tf.checkpoints import export_state_dict, import_state_dict, named_vari
 from sepc_tf.detectors import FCOS, FCOSHead
 from sepc_tf.necks import FPN, ConvTowers
 from sepc_tf.ops.matching import IGNORED
-from sepc_tf.ops.points import PointMatcher
+from sepc_tf.ops.points import PointMatcher, box_distances
 
 Options = FCOS.Options
 CONVENTIONS = ["modern", "mmdet1"]
@@ -182,6 +182,33 @@ def test_decoding_is_that_of_loops(convention):
     np.testing.assert_allclose(found["scores"][: len(scores)], scores, rtol=1e-5)
     np.testing.assert_array_equal(found["classes"][: len(scores)], classes)
     np.testing.assert_allclose(found["boxes"][: len(scores)], boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_the_truth_comes_back(convention):
+    detector = tiny_detector(FCOS, convention=convention, nms_iou=0.99)
+    batch, outputs = random_batch(), outputs_of(detector)
+    targets = {name: x.numpy() for name, x in detector.label_points(outputs, batch).items()}
+    matched = targets["matches"] >= 0
+    points = tf.concat(detector.points(outputs), axis=0)
+    rows_of = {
+        "classification": np.where(np.eye(4)[targets["classes"]][..., :3] > 0, 8.0, -20.0),
+        "box": np.where(matched[..., None], box_distances(points, targets["boxes"]), 1.0),
+        "centerness": np.where(matched, 8.0, -20.0)[..., None],
+    }
+    counts = np.cumsum([len(p) for p in detector.points(outputs)])[:-1]
+    for name, levels in outputs.items():
+        parts = np.split(rows_of[name], counts, axis=1)
+        outputs[name] = [tf.constant(p.reshape(x.shape), tf.float32) for p, x in zip(parts, levels)]
+    found = detector.decode(outputs, tf.constant([[64, 96]] * 4))
+    for image, matches in enumerate(targets["matches"]):
+        objects = np.unique(matches[matches >= 0])
+        assert len(objects) == found["num_detections"][image]
+        want = np.c_[batch["labels"][image, objects], batch["boxes"][image, objects]]
+        got = np.c_[found["classes"][image], found["boxes"][image]][: len(objects)]
+        order = np.lexsort(want.T), np.lexsort(got.T)
+        np.testing.assert_allclose(got[order[1]], want[order[0]], atol=1e-3)
+    assert len(objects) > 1
 
 
 def test_options_reach_the_head():
