@@ -3,16 +3,19 @@
 from sepc_tf.detectors.anchor_based import AnchorDetector
 from sepc_tf.detectors.base import Detector
 from sepc_tf.detectors.dense import DenseDetector
+from sepc_tf.detectors.fcos import FCOS, FCOSHead
 from sepc_tf.detectors.free_anchor import FreeAnchor
 from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.detectors.retinanet import RetinaNet
 
 __all__ = [
+    "FCOS",
     "FSAF",
     "AnchorDetector",
     "DenseDetector",
     "Detector",
+    "FCOSHead",
     "FreeAnchor",
     "PredictionHead",
     "RetinaNet",
