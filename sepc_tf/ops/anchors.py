@@ -121,15 +121,8 @@ class AnchorGenerator:
         Returns:
             `[B, N]` bool, the levels concatenated.
         """
-        padded = -(-tf.cast(image_sizes, tf.int32) // divisor) * divisor
-        flags = []
-        for stride, (height, width) in zip(self.strides, level_sizes):
-            inside_y = tf.range(height)[None] * stride < padded[:, :1]
-            inside_x = tf.range(width)[None] * stride < padded[:, 1:]
-            inside = inside_y[:, :, None, None] & inside_x[:, None, :, None]
-            inside = tf.repeat(inside, self.anchors_per_cell, axis=3)
-            flags.append(tf.reshape(inside, [tf.shape(padded)[0], -1]))
-        return tf.concat(flags, axis=1)
+        cells = cells_on_images(level_sizes, self.strides, image_sizes, divisor)
+        return tf.repeat(cells, self.anchors_per_cell, axis=1)
 
     def get_config(self):
         """The arguments, as a dict."""
@@ -139,3 +132,29 @@ class AnchorGenerator:
     def from_config(cls, config):
         """The inverse of `get_config`."""
         return cls(**config)
+
+
+def cells_on_images(level_sizes, strides, image_sizes, divisor=32):
+    """Which cells of a pyramid begin inside their image, padded to a multiple of `divisor`.
+
+    Args:
+        level_sizes: height and width of each level in cells, pairs of ints or of int tensors.
+        strides: stride of each level.
+        image_sizes: `[B, 2]` int, height and width of each image.
+        divisor: image sides are padded to multiples of it.
+
+    Returns:
+        `[B, N]` bool, N = sum over levels of `H_l * W_l`, in the order (level, row, column).
+
+    Example:
+        >>> cells_on_images([(1, 3)], [8], [[8, 16]], divisor=8).numpy()
+        array([[ True,  True, False]])
+    """
+    padded = -(-tf.cast(image_sizes, tf.int32) // divisor) * divisor
+    flags = []
+    for stride, (height, width) in zip(strides, level_sizes):
+        inside_y = tf.range(height)[None] * stride < padded[:, :1]
+        inside_x = tf.range(width)[None] * stride < padded[:, 1:]
+        inside = inside_y[:, :, None] & inside_x[:, None]
+        flags.append(tf.reshape(inside, [tf.shape(padded)[0], -1]))
+    return tf.concat(flags, axis=1)
