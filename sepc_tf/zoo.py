@@ -16,7 +16,7 @@ from sepc_tf.backbones import KerasCVFeatures, ResNet
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
 from sepc_tf.compat import import_keras_cv
-from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RetinaNet
+from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RepPoints, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
@@ -24,7 +24,12 @@ from sepc_tf.necks import FPN, SEPC, ConvTowers
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_unused, typed
 
-DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF}
+DETECTORS = {
+    "retinanet": RetinaNet,
+    "free_anchor": FreeAnchor,
+    "fsaf": FSAF,
+    "reppoints": RepPoints,
+}
 NECKS = {"fpn": FPN}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)

@@ -40,6 +40,9 @@ _SEGMENTS = [
     (r"box_norm_(\d+)", r"reg_convs.\1.gn"),
     (r"classification", "retina_cls"),
     (r"box", "retina_reg"),
+    # RepPoints
+    (r"class_out", "reppoints_cls_out"),
+    (r"(init|refine)_(conv|out)", r"reppoints_pts_\1_\2"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]
@@ -52,6 +55,9 @@ _VARIABLES = {
     "beta": ("bias", "same"),
     "moving_mean": ("running_mean", "same"),
     "moving_variance": ("running_var", "same"),
+    "class_conv_kernel": ("reppoints_cls_conv.weight", "hwio"),
+    "refine_conv_kernel": ("reppoints_pts_refine_conv.weight", "hwio"),
+    "moment_transfer": ("moment_transfer", "same"),
 }
 
 _TO_THEIRS = {"hwio": (3, 2, 0, 1), "same": None}  # HWIO -> OIHW

@@ -6,6 +6,7 @@ from sepc_tf.detectors.dense import DenseDetector
 from sepc_tf.detectors.free_anchor import FreeAnchor
 from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
+from sepc_tf.detectors.reppoints import RepPoints
 from sepc_tf.detectors.retinanet import RetinaNet
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Detector",
     "FreeAnchor",
     "PredictionHead",
+    "RepPoints",
     "RetinaNet",
 ]

@@ -1,0 +1,327 @@
+"""RepPoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from sepc_tf.detectors.base import all_reduce_sum
+from sepc_tf.detectors.dense import DenseDetector, as_list, level_sizes, pyramid_strides
+from sepc_tf.detectors.reppoints_head import RepPointsHead
+from sepc_tf.ops.anchors import cells_on_images
+from sepc_tf.ops.boxes import clip_boxes, has_area
+from sepc_tf.ops.losses import sigmoid_focal_loss, smooth_l1_loss
+from sepc_tf.ops.matching import IGNORED, MaxIoUMatcher, gather_matched
+from sepc_tf.ops.nms import top_candidates
+from sepc_tf.ops.point_matching import NearestPointMatcher
+from sepc_tf.ops.point_sets import TRANSFORMS, cell_locations
+from sepc_tf.settings import check_unused, setting
+
+# `ops` knows nothing of Keras; only saving needs this name.
+keras.saving.register_keras_serializable(package="sepc_tf")(NearestPointMatcher)
+
+# Of a cell's location, in strides. The authors take the corner of the cell for its place.
+LOCATION_SHIFT = {"modern": 0.5, "mmdet1": 0.0}
+
+
+@dataclasses.dataclass
+class RepPointsOptions:
+    """`detector.options` of a RepPoints."""
+
+    strides: list[int] | None = setting(None, at_least=1)  # null: those of the pyramid
+    num_points: int = setting(9, choices=(9, 25, 49))
+    point_filters: int | None = setting(None, at_least=1)  # null: those of the towers
+    transform: str = setting("moment", choices=TRANSFORMS)  # from points to a box
+    moment_gradient_scale: float = setting(0.01, at_least=0)
+    gradient_scale: float = setting(0.1, at_least=0)  # through the offsets to the first points
+    point_scale: float = setting(4.0, above=0)  # side of an object in strides of its level
+    positive_iou: float = setting(0.5, at_least=0, at_most=1)
+    negative_iou: float = setting(0.4, at_least=0, at_most=1)
+    prior: float = setting(0.01, above=0, below=1)  # every score at the start
+    focal_alpha: float = setting(0.25, at_least=0, at_most=1)
+    focal_gamma: float = setting(2.0, at_least=0)
+    classification_weight: float = setting(1.0, at_least=0)
+    smooth_l1_beta: float = setting(0.11, above=0)
+    box_init_weight: float = setting(0.5, at_least=0)
+    box_refine_weight: float = setting(1.0, at_least=0)
+
+
+@keras.saving.register_keras_serializable(package="sepc_tf")
+class RepPoints(DenseDetector):
+    """Every cell predicts a set of points, and a better one seen through it; no anchors.
+
+    The boxes of the first sets learn from `point_matcher`: each object has one cell. They are then
+    what anchors are elsewhere: `matcher` compares them with the objects, which gives the classes
+    and the boxes of the second sets to be learnt. With b a box divided by `point_scale * stride`:
+
+        classification = w_c * sum of focal losses / P_refine
+        box_init       = w_i * sum of smooth L1 of b, over 4 coordinates / P_init
+        box_refine     = w_r * the same of the second sets / P_refine
+
+    P = number of matched cells in the whole batch over all replicas, each image counting at least
+    1. A set with the box (x1, y1, x2, y2) in units of the stride, in a cell at (x, y), predicts the
+    box (x + x1 stride, y + y1 stride, ...).
+
+    Args:
+        backbone, necks, towers: see `DenseDetector`.
+        head: `RepPointsHead`.
+        point_matcher: `NearestPointMatcher`, one stride for each level.
+        matcher: `MaxIoUMatcher`; its convention is the detector's.
+        focal_alpha: weight of positives in the focal loss.
+        focal_gamma: its exponent.
+        classification_weight: w_c.
+        smooth_l1_beta: where smooth L1 turns linear.
+        box_init_weight: w_i.
+        box_refine_weight: w_r.
+        size_divisor: what padded image sides are multiples of: cells beyond an image's own padded
+            size are not learnt from.
+        **settings: further arguments of `DenseDetector`.
+
+    Raises:
+        ValueError: parts that do not fit together.
+
+    Returns (from a call):
+        What `RepPointsHead` returns.
+
+    Example:
+        >>> detector = RepPoints.from_parts(
+        ...     ResNet(18, width=8), FPN(16), SEPC.variant("sepc_lite", filters=16), num_classes=3)
+        >>> detector(tf.zeros([1, 64, 96, 3]))["points_refine"][0].shape
+        TensorShape([1, 8, 12, 18])
+
+    Source: arXiv 1904.11490.
+    """
+
+    Options = RepPointsOptions
+    loss_names = ("classification", "box_init", "box_refine")
+
+    def __init__(
+        self,
+        backbone: keras.layers.Layer,
+        necks: Any,
+        towers: keras.layers.Layer,
+        head: RepPointsHead,
+        *,
+        point_matcher: NearestPointMatcher,
+        matcher: MaxIoUMatcher,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        classification_weight: float = 1.0,
+        smooth_l1_beta: float = 0.11,
+        box_init_weight: float = 0.5,
+        box_refine_weight: float = 1.0,
+        size_divisor: int = 32,
+        **settings: Any,
+    ) -> None:
+        settings["convention"] = matcher.convention
+        super().__init__(backbone, necks, towers, head, **settings)
+        self.point_matcher = point_matcher
+        self.matcher = matcher
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.classification_weight = classification_weight
+        self.smooth_l1_beta = smooth_l1_beta
+        self.box_init_weight = box_init_weight
+        self.box_refine_weight = box_refine_weight
+        self.size_divisor = size_divisor
+        levels = len(self.part_inputs((None, None, None, 3))["towers"])
+        if levels != len(point_matcher.strides):
+            raise ValueError(
+                "point_matcher must have one stride for each pyramid level; got "
+                f"{len(point_matcher.strides)} strides and {levels} levels"
+            )
+
+    @classmethod
+    def from_parts(
+        cls, backbone, necks, towers, num_classes, convention="modern", options=None, **settings
+    ):
+        options = options or cls.Options()
+        if options.transform != "moment":
+            reason = f"transform: {options.transform}"
+            check_unused(options, ("moment_gradient_scale",), "detector.options.", reason)
+        head = RepPointsHead(
+            num_classes,
+            filters=options.point_filters,
+            num_points=options.num_points,
+            transform=options.transform,
+            moment_gradient_scale=options.moment_gradient_scale,
+            gradient_scale=options.gradient_scale,
+            prior=options.prior,
+            name="head",
+        )
+        strides = options.strides or pyramid_strides(as_list(necks))
+        return cls(
+            backbone,
+            necks,
+            towers,
+            head,
+            point_matcher=NearestPointMatcher(strides, options.point_scale),
+            matcher=MaxIoUMatcher(options.positive_iou, options.negative_iou, convention),
+            focal_alpha=options.focal_alpha,
+            focal_gamma=options.focal_gamma,
+            classification_weight=options.classification_weight,
+            smooth_l1_beta=options.smooth_l1_beta,
+            box_init_weight=options.box_init_weight,
+            box_refine_weight=options.box_refine_weight,
+            **settings,
+        )
+
+    # ---------------------------------------------------------------- points and boxes
+
+    def locations(self, outputs: dict) -> list[tf.Tensor]:
+        """Where the cells of raw outputs are: list of `[H_l * W_l, 2]` float32 x, y in pixels."""
+        shift = LOCATION_SHIFT[self.convention]
+        return cell_locations(level_sizes(outputs), self.point_matcher.strides, shift)
+
+    def valid_cells(self, outputs: dict, batch: dict) -> tf.Tensor:
+        """Which cells are learnt from: `[B, N]` bool, the levels concatenated."""
+        strides = self.point_matcher.strides
+        return cells_on_images(
+            level_sizes(outputs), strides, batch["image_sizes"], self.size_divisor
+        )
+
+    def point_boxes(
+        self, points: tf.Tensor, locations: tf.Tensor, strides: int | tf.Tensor
+    ) -> tf.Tensor:
+        """Boxes of point sets in the image.
+
+        Args:
+            points: `[B, N, 2 n]`, as the head gives them.
+            locations: `[N, 2]` or `[B, N, 2]` x, y of their cells.
+            strides: that of their level, or `[N, 1]` that of each.
+
+        Returns:
+            `[B, N, 4]` xyxy in pixels of the network's input, not clipped.
+        """
+        return self.head.boxes(points) * strides + tf.concat([locations, locations], axis=-1)
+
+    def flatten_outputs(self, outputs):
+        """As in `DenseDetector`, with the second sets of points in place of box codes."""
+        return self._flat(outputs["classification"]), self._flat(outputs["points_refine"])
+
+    def _flat(self, maps):
+        return [tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]]) for x in maps]
+
+    # ---------------------------------------------------------------- learning
+
+    def predicted_boxes(self, outputs: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The boxes of all first and all second sets, and the strides of their levels.
+
+        Args:
+            outputs: what `call` returned.
+
+        Returns:
+            `[B, N, 4]` and `[B, N, 4]` float32 xyxy in pixels, not clipped; `[N, 1]` float32.
+        """
+        locations = self.locations(outputs)
+        strides = [
+            tf.fill([tf.shape(level)[0], 1], float(stride))
+            for level, stride in zip(locations, self.point_matcher.strides)
+        ]
+        locations, strides = (tf.concat(levels, axis=0) for levels in (locations, strides))
+        init, refine = (
+            self.point_boxes(tf.concat(self._flat(outputs[key]), axis=1), locations, strides)
+            for key in ("points_init", "points_refine")
+        )
+        return init, refine, strides
+
+    def label_points(self, outputs: dict, batch: dict, init_boxes: tf.Tensor) -> dict:
+        """What each cell should predict.
+
+        Args:
+            outputs, batch: as in `compute_losses`.
+            init_boxes: `[B, N, 4]` boxes of the first sets of points, of which no gradient is kept.
+
+        Returns:
+            dict, levels concatenated, N cells: `init` and `refine` `[B, N]` int32 matches (index of
+            a box, BACKGROUND or IGNORED of `sepc_tf.ops.matching`), and `classes` `[B, N]` int32
+            those of `refine` (-1 where nothing is matched).
+        """
+        boxes = tf.cast(batch["boxes"], tf.float32)
+        labels = tf.cast(batch["labels"], tf.int32)
+        present = (labels >= 0) & has_area(boxes, self.convention)
+        valid = self.valid_cells(outputs, batch)
+        refine = self.matcher(tf.stop_gradient(init_boxes), boxes, present, valid)
+        return {
+            "init": self.point_matcher(self.locations(outputs), boxes, present, valid),
+            "refine": refine,
+            "classes": tf.where(refine >= 0, gather_matched(labels, refine), -1),
+        }
+
+    def compute_losses(self, outputs, batch):
+        init_boxes, refine_boxes, strides = self.predicted_boxes(outputs)
+        targets = self.label_points(outputs, batch, init_boxes)
+        logits = tf.concat(self._flat(outputs["classification"]), axis=1)
+        focal = sigmoid_focal_loss(
+            tf.one_hot(targets["classes"], self.num_classes),
+            logits,
+            self.focal_alpha,
+            self.focal_gamma,
+        )
+        counted = (targets["refine"] != IGNORED)[..., None]
+        classification = tf.reduce_sum(tf.where(counted, focal, 0.0))
+
+        unit = self.point_matcher.scale * strides
+        boxes = tf.cast(batch["boxes"], tf.float32)
+
+        def box_loss(predicted, matches):
+            wanted = gather_matched(boxes, matches)
+            losses = smooth_l1_loss(wanted / unit, predicted / unit, self.smooth_l1_beta)
+            return tf.reduce_sum(tf.where((matches >= 0)[..., None], losses, 0.0))
+
+        init_count, refine_count = all_reduce_sum(
+            [_at_least_one_per_image(targets[stage] >= 0) for stage in ("init", "refine")]
+        )
+        box_init = box_loss(init_boxes, targets["init"]) / init_count
+        box_refine = box_loss(refine_boxes, targets["refine"]) / refine_count
+        return {
+            "classification": self.classification_weight * classification / refine_count,
+            "box_init": self.box_init_weight * box_init,
+            "box_refine": self.box_refine_weight * box_refine,
+        }
+
+    # ---------------------------------------------------------------- inference
+
+    def scored_boxes(self, outputs, image_sizes):
+        """Of each level the `nms_pre` best cells by their highest class score.
+
+        Boxes are clipped to [0, width] in both conventions.
+        """
+        level_boxes, level_scores = [], []
+        for locations, stride, logits, points in zip(
+            self.locations(outputs), self.point_matcher.strides, *self.flatten_outputs(outputs)
+        ):
+            scores = tf.sigmoid(logits)
+            rows = top_candidates(scores, self.nms_pre)
+            points = tf.gather(points, rows, axis=1, batch_dims=1)
+            level_boxes.append(self.point_boxes(points, tf.gather(locations, rows), stride))
+            level_scores.append(tf.gather(scores, rows, axis=1, batch_dims=1))
+        boxes = clip_boxes(tf.concat(level_boxes, axis=1), image_sizes)
+        return boxes, tf.concat(level_scores, axis=1)
+
+    # ---------------------------------------------------------------- saving
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        config = super().get_config()
+        del config["convention"]  # the matcher's
+        return {
+            **config,
+            "point_matcher": serialize(self.point_matcher),
+            "matcher": serialize(self.matcher),
+            "focal_alpha": self.focal_alpha,
+            "focal_gamma": self.focal_gamma,
+            "classification_weight": self.classification_weight,
+            "smooth_l1_beta": self.smooth_l1_beta,
+            "box_init_weight": self.box_init_weight,
+            "box_refine_weight": self.box_refine_weight,
+            "size_divisor": self.size_divisor,
+        }
+
+
+def _at_least_one_per_image(matched):
+    counts = tf.reduce_sum(tf.cast(matched, tf.float32), axis=1)
+    return tf.reduce_sum(tf.maximum(counts, 1.0))
