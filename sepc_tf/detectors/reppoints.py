@@ -62,8 +62,8 @@ class RepPoints(DenseDetector):
         box_refine     = w_r * the same of the second sets / P_refine
 
     P = number of matched cells in the whole batch over all replicas, each image counting at least
-    1. A set with the box (x1, y1, x2, y2) in units of the stride, in a cell at (x, y), predicts the
-    box (x + x1 stride, y + y1 stride, ...).
+    1. A set of points with the box (x1, y1, x2, y2), in a cell at (x, y), predicts the box
+    (x + x1 stride, y + y1 stride, x + x2 stride, y + y2 stride).
 
     Args:
         backbone, necks, towers: see `DenseDetector`.
@@ -169,12 +169,21 @@ class RepPoints(DenseDetector):
             **settings,
         )
 
-    # ---------------------------------------------------------------- points and boxes
+    # ---------------------------------------------------------------- cells and boxes
 
     def locations(self, outputs: dict) -> list[tf.Tensor]:
         """Where the cells of raw outputs are: list of `[H_l * W_l, 2]` float32 x, y in pixels."""
         shift = LOCATION_SHIFT[self.convention]
         return cell_locations(level_sizes(outputs), self.point_matcher.strides, shift)
+
+    def cells(self, outputs: dict) -> tuple[tf.Tensor, tf.Tensor]:
+        """The cells of all levels together: `[N, 2]` locations and `[N, 1]` strides, float32."""
+        locations = self.locations(outputs)
+        strides = [
+            tf.fill([tf.shape(level)[0], 1], float(stride))
+            for level, stride in zip(locations, self.point_matcher.strides)
+        ]
+        return tf.concat(locations, axis=0), tf.concat(strides, axis=0)
 
     def valid_cells(self, outputs: dict, batch: dict) -> tf.Tensor:
         """Which cells are learnt from: `[B, N]` bool, the levels concatenated."""
@@ -183,78 +192,45 @@ class RepPoints(DenseDetector):
             level_sizes(outputs), strides, batch["image_sizes"], self.size_divisor
         )
 
-    def point_boxes(
-        self, points: tf.Tensor, locations: tf.Tensor, strides: int | tf.Tensor
-    ) -> tf.Tensor:
-        """Boxes of point sets in the image.
-
-        Args:
-            points: `[B, N, 2 n]`, as the head gives them.
-            locations: `[N, 2]` or `[B, N, 2]` x, y of their cells.
-            strides: that of their level, or `[N, 1]` that of each.
-
-        Returns:
-            `[B, N, 4]` xyxy in pixels of the network's input, not clipped.
-        """
-        return self.head.boxes(points) * strides + tf.concat([locations, locations], axis=-1)
-
     def flatten_outputs(self, outputs):
         """As in `DenseDetector`, with the second sets of points in place of box codes."""
-        return self._flat(outputs["classification"]), self._flat(outputs["points_refine"])
-
-    def _flat(self, maps):
-        return [tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]]) for x in maps]
+        return _flat(outputs["classification"]), _flat(outputs["points_refine"])
 
     # ---------------------------------------------------------------- learning
 
-    def predicted_boxes(self, outputs: dict) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The boxes of all first and all second sets, and the strides of their levels.
-
-        Args:
-            outputs: what `call` returned.
-
-        Returns:
-            `[B, N, 4]` and `[B, N, 4]` float32 xyxy in pixels, not clipped; `[N, 1]` float32.
-        """
-        locations = self.locations(outputs)
-        strides = [
-            tf.fill([tf.shape(level)[0], 1], float(stride))
-            for level, stride in zip(locations, self.point_matcher.strides)
-        ]
-        locations, strides = (tf.concat(levels, axis=0) for levels in (locations, strides))
-        init, refine = (
-            self.point_boxes(tf.concat(self._flat(outputs[key]), axis=1), locations, strides)
-            for key in ("points_init", "points_refine")
-        )
-        return init, refine, strides
-
-    def label_points(self, outputs: dict, batch: dict, init_boxes: tf.Tensor) -> dict:
+    def label_cells(self, outputs: dict, batch: dict) -> dict[str, tf.Tensor]:
         """What each cell should predict.
 
         Args:
             outputs, batch: as in `compute_losses`.
-            init_boxes: `[B, N, 4]` boxes of the first sets of points, of which no gradient is kept.
 
         Returns:
-            dict, levels concatenated, N cells: `init` and `refine` `[B, N]` int32 matches (index of
-            a box, BACKGROUND or IGNORED of `sepc_tf.ops.matching`), and `classes` `[B, N]` int32
-            those of `refine` (-1 where nothing is matched).
+            dict, levels concatenated, N cells: `candidates` `[B, N, 4]` float32 xyxy, the boxes of
+            the first sets of points in pixels, not clipped, without gradient; `init` and `refine`
+            `[B, N]` int32, the matches of the two stages (index of a box, BACKGROUND or IGNORED of
+            `sepc_tf.ops.matching`); `classes` `[B, N]` int32, those of `refine` (-1 where nothing
+            is matched).
         """
         boxes = tf.cast(batch["boxes"], tf.float32)
         labels = tf.cast(batch["labels"], tf.int32)
         present = (labels >= 0) & has_area(boxes, self.convention)
         valid = self.valid_cells(outputs, batch)
-        refine = self.matcher(tf.stop_gradient(init_boxes), boxes, present, valid)
+        points = tf.concat(_flat(outputs["points_init"]), axis=1)
+        candidates = tf.stop_gradient(_placed(self.head.boxes(points), *self.cells(outputs)))
+        refine = self.matcher(candidates, boxes, present, valid)
         return {
+            "candidates": candidates,
             "init": self.point_matcher(self.locations(outputs), boxes, present, valid),
             "refine": refine,
             "classes": tf.where(refine >= 0, gather_matched(labels, refine), -1),
         }
 
     def compute_losses(self, outputs, batch):
-        init_boxes, refine_boxes, strides = self.predicted_boxes(outputs)
-        targets = self.label_points(outputs, batch, init_boxes)
-        logits = tf.concat(self._flat(outputs["classification"]), axis=1)
+        targets = self.label_cells(outputs, batch)
+        init_count, refine_count = all_reduce_sum(
+            [_at_least_one_per_image(targets[stage] >= 0) for stage in ("init", "refine")]
+        )
+        logits = tf.concat(_flat(outputs["classification"]), axis=1)
         focal = sigmoid_focal_loss(
             tf.one_hot(targets["classes"], self.num_classes),
             logits,
@@ -263,25 +239,24 @@ class RepPoints(DenseDetector):
         )
         counted = (targets["refine"] != IGNORED)[..., None]
         classification = tf.reduce_sum(tf.where(counted, focal, 0.0))
-
-        unit = self.point_matcher.scale * strides
-        boxes = tf.cast(batch["boxes"], tf.float32)
-
-        def box_loss(predicted, matches):
-            wanted = gather_matched(boxes, matches)
-            losses = smooth_l1_loss(wanted / unit, predicted / unit, self.smooth_l1_beta)
-            return tf.reduce_sum(tf.where((matches >= 0)[..., None], losses, 0.0))
-
-        init_count, refine_count = all_reduce_sum(
-            [_at_least_one_per_image(targets[stage] >= 0) for stage in ("init", "refine")]
-        )
-        box_init = box_loss(init_boxes, targets["init"]) / init_count
-        box_refine = box_loss(refine_boxes, targets["refine"]) / refine_count
+        box_init = self._box_loss(outputs, "points_init", batch, targets["init"])
+        box_refine = self._box_loss(outputs, "points_refine", batch, targets["refine"])
         return {
             "classification": self.classification_weight * classification / refine_count,
-            "box_init": self.box_init_weight * box_init,
-            "box_refine": self.box_refine_weight * box_refine,
+            "box_init": self.box_init_weight * box_init / init_count,
+            "box_refine": self.box_refine_weight * box_refine / refine_count,
         }
+
+    def _box_loss(self, outputs, name, batch, matches):
+        """Sum of smooth L1 over the matched cells."""
+        predicted = self.head.boxes(tf.concat(_flat(outputs[name]), axis=1))
+        locations, strides = self.cells(outputs)
+        # Seen from the cell: in pixels of the image rounding shows in so small a beta.
+        boxes = gather_matched(tf.cast(batch["boxes"], tf.float32), matches)
+        wanted = (boxes - _twice(locations)) / strides
+        scale = self.point_matcher.scale
+        losses = smooth_l1_loss(wanted / scale, predicted / scale, self.smooth_l1_beta)
+        return tf.reduce_sum(tf.where((matches >= 0)[..., None], losses, 0.0))
 
     # ---------------------------------------------------------------- inference
 
@@ -296,8 +271,8 @@ class RepPoints(DenseDetector):
         ):
             scores = tf.sigmoid(logits)
             rows = top_candidates(scores, self.nms_pre)
-            points = tf.gather(points, rows, axis=1, batch_dims=1)
-            level_boxes.append(self.point_boxes(points, tf.gather(locations, rows), stride))
+            boxes = self.head.boxes(tf.gather(points, rows, axis=1, batch_dims=1))
+            level_boxes.append(_placed(boxes, tf.gather(locations, rows), stride))
             level_scores.append(tf.gather(scores, rows, axis=1, batch_dims=1))
         boxes = clip_boxes(tf.concat(level_boxes, axis=1), image_sizes)
         return boxes, tf.concat(level_scores, axis=1)
@@ -325,3 +300,17 @@ class RepPoints(DenseDetector):
 def _at_least_one_per_image(matched):
     counts = tf.reduce_sum(tf.cast(matched, tf.float32), axis=1)
     return tf.reduce_sum(tf.maximum(counts, 1.0))
+
+
+def _flat(maps):
+    """Maps `[B, H_l, W_l, C]` as rows `[B, H_l * W_l, C]`."""
+    return [tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]]) for x in maps]
+
+
+def _twice(locations):
+    return tf.concat([locations, locations], axis=-1)
+
+
+def _placed(boxes, locations, strides):
+    """Boxes relative to their cell in units of the stride, as boxes in pixels of the image."""
+    return boxes * strides + _twice(locations)
