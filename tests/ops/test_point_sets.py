@@ -65,7 +65,7 @@ def test_points_that_fall_together_have_a_finite_gradient(transform):
 
 def test_wrong_arguments_are_named():
     points = tf.zeros([1, 18])
-    with pytest.raises(ValueError, match="transform must be one of .*'mean'"):
+    with pytest.raises(ValueError, match=r"transform must be one of .*'mean'"):
         point_set_boxes(points, "mean")
     for transform, log_scale in (("moment", None), ("minmax", tf.zeros([2]))):
         with pytest.raises(ValueError, match="log_scale must be given"):
