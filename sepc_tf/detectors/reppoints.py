@@ -23,7 +23,7 @@ from sepc_tf.settings import check_unused, setting
 # `ops` knows nothing of Keras; only saving needs this name.
 keras.saving.register_keras_serializable(package="sepc_tf")(NearestPointMatcher)
 
-# Of a cell's location, in strides. The authors take the corner of the cell for its place.
+# Of a cell's location from the cell's corner, in strides.
 LOCATION_SHIFT = {"modern": 0.5, "mmdet1": 0.0}
 
 
