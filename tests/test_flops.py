@@ -19,6 +19,8 @@ from sepc_tf.necks import FPN, SEPC, ConvTowers
 from sepc_tf.ops.resize import resize_bilinear_align_corners, resize_nearest
 from sepc_tf.zoo import build_towers
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def built(layer, shapes):
     layer.build(shapes)
