@@ -37,6 +37,7 @@ _DEFINED_IN = {
     "RetinaNet": "sepc_tf.detectors",
     "FreeAnchor": "sepc_tf.detectors",
     "FSAF": "sepc_tf.detectors",
+    "FCOS": "sepc_tf.detectors",
     "RepPoints": "sepc_tf.detectors",
     "ResNet": "sepc_tf.backbones",
     "FPN": "sepc_tf.necks",
@@ -73,6 +74,7 @@ if typing.TYPE_CHECKING:
     from sepc_tf.data.sources import evaluation_pipeline as evaluation_pipeline
     from sepc_tf.data.sources import load_split as load_split
     from sepc_tf.data.sources import training_pipeline as training_pipeline
+    from sepc_tf.detectors import FCOS as FCOS
     from sepc_tf.detectors import FSAF as FSAF
     from sepc_tf.detectors import Detector as Detector
     from sepc_tf.detectors import FreeAnchor as FreeAnchor

@@ -22,7 +22,8 @@ from sepc_tf.zoo import build_detector
 
 log = logging.getLogger(__name__)
 
-CLASSIFIER = "bbox_head.retina_cls"
+# The last convolution of the class scores, one key for each kind of head.
+CLASSIFIERS = ("bbox_head.retina_cls", "bbox_head.fcos_cls", "bbox_head.reppoints_cls_out")
 
 _COCO_NAMES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "
@@ -101,7 +102,7 @@ def convert_to_run(config, checkpoint, out_dir, categories=None, reset_head=Fals
         )
     config.detector.backbone.weights = None  # the checkpoint holds them
     detector = build_detector(config.detector, num_classes=len(categories))
-    ignore = (f"{CLASSIFIER}.*",) if reset_head else ()
+    ignore = [f"{key}.*" for key in CLASSIFIERS] if reset_head else ()
     try:
         report = import_state_dict(detector, state_dict, ignore=ignore)
     except CheckpointError as error:
@@ -125,7 +126,7 @@ def convert_to_run(config, checkpoint, out_dir, categories=None, reset_head=Fals
 
 def _hint(error, num_classes):
     wrong = [line for line in str(error).splitlines() if "wrong shape:" in line]
-    if any(f"{CLASSIFIER}." in line for line in wrong):
+    if any(f"{key}." in line for line in wrong for key in CLASSIFIERS):
         return (
             "\n--reset-head leaves the checkpoint's classifier out and starts a new one for "
             f"{num_classes} classes; --annotations FILE names the classes of the checkpoint"

@@ -16,7 +16,7 @@ from sepc_tf.backbones import KerasCVFeatures, ResNet
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
 from sepc_tf.compat import import_keras_cv
-from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RepPoints, RetinaNet
+from sepc_tf.detectors import FCOS, FSAF, Detector, FreeAnchor, RepPoints, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
@@ -28,6 +28,7 @@ DETECTORS = {
     "retinanet": RetinaNet,
     "free_anchor": FreeAnchor,
     "fsaf": FSAF,
+    "fcos": FCOS,
     "reppoints": RepPoints,
 }
 NECKS = {"fpn": FPN}
@@ -135,6 +136,7 @@ def build_backbone(config: BackboneConfig) -> keras.layers.Layer:
                 groups=config.groups,
                 base_width=config.base_width,
                 deformable_stages=tuple(config.deformable_stages),
+                style=config.style,
                 frozen_stages=config.frozen_stages,
                 norm=config.norm,
                 name="backbone",
@@ -244,5 +246,5 @@ def _check_backbone(config):
             f"{prefix}type: {config.type!r}: expected resnet or keras_cv>NAME with a backbone "
             "class of keras_cv.models, as keras_cv>ResNetV2Backbone"
         )
-    of_resnets = ("depth", "width", "groups", "base_width", "deformable_stages")
+    of_resnets = ("depth", "width", "groups", "base_width", "deformable_stages", "style")
     check_unused(config, of_resnets, prefix, "a KerasCV backbone (its arguments are options)")

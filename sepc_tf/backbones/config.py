@@ -16,6 +16,8 @@ class BackboneConfig:
     groups: int = setting(1, at_least=1)  # ResNeXt: 64 with base_width 4 for X101-64x4d
     base_width: int = setting(64, at_least=1)
     deformable_stages: list[int] = setting([], at_least=2, at_most=5)  # e.g. [3, 4, 5] for c3-c5
+    # of bottlenecks: where stride 2 is, pytorch: in the 3x3 convolution, caffe: in the first 1x1
+    style: str = setting("pytorch", choices=("pytorch", "caffe"))
     # -1: nothing, 0: the stem, 1: stem and first stage, ...
     frozen_stages: int = setting(1, at_least=-1, at_most=4)
     # frozen | eval (running statistics, trained gamma and beta) | sync (batch statistics)

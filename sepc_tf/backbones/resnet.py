@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt with the semantics of torchvision and mmdetection ("pytorch" style)."""
+"""ResNet and ResNeXt with the semantics of torchvision and mmdetection."""
 
 import keras
 import tensorflow as tf
@@ -10,6 +10,7 @@ from sepc_tf.ops.conv2d import conv2d_output_shape
 
 NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NORMS = ("frozen", "eval", "sync")
+STYLES = ("pytorch", "caffe")
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -65,25 +66,37 @@ class BackboneNormalization(IntegratedBatchNormalization):
 class _Block(keras.layers.Layer):
     """A residual block: `relu(body(x) + shortcut(x))`.
 
-    Bottleneck: 1x1 to `width` channels, 3x3 (strided, grouped, perhaps deformable), 1x1 to
-    `filters`. Basic: two 3x3 of `filters` channels, the first strided. The shortcut is a strided
-    1x1 convolution where the shape changes (`project`). A norm follows every convolution, a ReLU
-    all but the last. Sublayers are named as torchvision's: `conv1`, `bn1`, ..., `downsample_conv`,
-    `downsample_bn`.
+    Bottleneck: 1x1 to `width` channels, 3x3 (grouped, perhaps deformable), 1x1 to `filters`; the
+    stride is that of the 3x3, in `style` "caffe" of the first 1x1. Basic: two 3x3 of `filters`
+    channels, the first strided. The shortcut is a strided 1x1 convolution where the shape changes
+    (`project`). A norm follows every convolution, a ReLU all but the last. Sublayers are named as
+    torchvision's: `conv1`, `bn1`, ..., `downsample_conv`, `downsample_bn`.
     """
 
     def __init__(
-        self, filters, width, strides, project, bottleneck, groups, deformable, norm, frozen, **kw
+        self,
+        filters,
+        width,
+        strides,
+        project,
+        bottleneck,
+        groups,
+        deformable,
+        style,
+        norm,
+        frozen,
+        **kwargs,
     ):
-        super().__init__(**kw)
+        super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
         self._norm = "frozen" if frozen else norm
         self._frozen = frozen
         if bottleneck:
+            first, second = (strides, 1) if style == "caffe" else (1, strides)
             self.convs = [
-                self._conv("conv1", width, 1),
-                self._conv("conv2", width, 3, strides, groups, deformable),
+                self._conv("conv1", width, 1, first),
+                self._conv("conv2", width, 3, second, groups, deformable),
                 self._conv("conv3", filters, 1),
             ]
         else:
@@ -143,9 +156,9 @@ class _Block(keras.layers.Layer):
 class ResNet(keras.layers.Layer):
     """ResNet-18/34/50/101 and ResNeXt; images -> [C2, C3, C4, C5] at strides 4, 8, 16, 32.
 
-    Padding is symmetric everywhere (max pooling too), the stride of a bottleneck sits in its 3x3
-    convolution, convolutions have no bias, batch norm has epsilon 1e-5 and momentum 0.9. Weights of
-    torchvision and mmdetection load by `sepc_tf.checkpoints`.
+    Padding is symmetric everywhere (max pooling too), convolutions have no bias, batch norm has
+    epsilon 1e-5 and momentum 0.9. Weights of torchvision and mmdetection load by
+    `sepc_tf.checkpoints`.
 
     Sublayers: `conv1`, `bn1`, and for stage 1 to 4 and block 0, 1, ... `layer<stage>_<block>`.
 
@@ -157,6 +170,8 @@ class ResNet(keras.layers.Layer):
             1 and 64, is ResNet.
         deformable_stages: C levels whose 3x3 convolutions (the second one of a basic block) are
             deformable, e.g. (3, 4, 5).
+        style: where the stride of a bottleneck is: "pytorch" in its 3x3 convolution, "caffe" in its
+            first 1x1 (as in the original networks).
         frozen_stages: -1: nothing is frozen, 0: the stem, 1: the stem and stage 1 (C2), ....
             Frozen convolutions and norms never train, their running statistics are used.
         norm: mode of all other norms, "frozen", "eval" or "sync"; see `BackboneNormalization`.
@@ -169,7 +184,7 @@ class ResNet(keras.layers.Layer):
         list [C2, C3, C4, C5] of `[N, ceil(H / s), ceil(W / s), C]` for the strides s.
 
     Raises:
-        ValueError: an unknown depth, stage or norm; groups with basic blocks.
+        ValueError: an unknown depth, style, stage or norm; groups or "caffe" with basic blocks.
 
     Example:
         >>> c2, c3, c4, c5 = ResNet(18, width=16)(tf.zeros([1, 64, 96, 3]))
@@ -186,6 +201,7 @@ class ResNet(keras.layers.Layer):
         groups=1,
         base_width=64,
         deformable_stages=(),
+        style="pytorch",
         frozen_stages=1,
         norm="eval",
         **kwargs,
@@ -200,6 +216,11 @@ class ResNet(keras.layers.Layer):
             raise ValueError(
                 f"groups and base_width need bottlenecks (depth 50 or 101), got depth {depth}"
             )
+        if style not in STYLES or (style == "caffe" and not bottleneck):
+            raise ValueError(
+                f'style must be one of {STYLES}, "caffe" with bottlenecks (depth 50 or 101) only; '
+                f"got {style!r} and depth {depth}"
+            )
         if not -1 <= frozen_stages <= 4:
             raise ValueError(f"frozen_stages must be from -1 to 4, got {frozen_stages!r}")
         if not set(deformable_stages) <= {2, 3, 4, 5}:
@@ -211,6 +232,7 @@ class ResNet(keras.layers.Layer):
         self.groups = groups
         self.base_width = base_width
         self.deformable_stages = tuple(deformable_stages)
+        self.style = style
         self.frozen_stages = frozen_stages
         self.norm = norm
         stem_frozen = frozen_stages >= 0
@@ -240,6 +262,7 @@ class ResNet(keras.layers.Layer):
                         bottleneck=bottleneck,
                         groups=groups,
                         deformable=stage + 1 in self.deformable_stages,
+                        style=style,
                         norm=norm,
                         frozen=stage <= frozen_stages,
                         dtype=self.dtype_policy,
@@ -288,6 +311,7 @@ class ResNet(keras.layers.Layer):
             "groups": self.groups,
             "base_width": self.base_width,
             "deformable_stages": list(self.deformable_stages),
+            "style": self.style,
             "frozen_stages": self.frozen_stages,
             "norm": self.norm,
         }

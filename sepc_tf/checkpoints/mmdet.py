@@ -43,6 +43,10 @@ _SEGMENTS = [
     (r"box_norm_(\d+)", r"reg_convs.\1.gn"),
     (r"classification", "retina_cls"),
     (r"box", "retina_reg"),
+    (r"class_logits", "fcos_cls"),
+    (r"distances", "fcos_reg"),
+    (r"centerness", "fcos_centerness"),
+    (r"scale_(\d+)", r"scales.\1"),
     # RepPoints
     (r"class_out", "reppoints_cls_out"),
     (r"(init|refine)_(conv|out)", r"reppoints_pts_\1_\2"),
@@ -58,6 +62,7 @@ _VARIABLES = {
     "beta": ("bias", "same"),
     "moving_mean": ("running_mean", "same"),
     "moving_variance": ("running_var", "same"),
+    "scale": ("scale", "same"),
     "class_conv_kernel": ("reppoints_cls_conv.weight", "hwio"),
     "refine_conv_kernel": ("reppoints_pts_refine_conv.weight", "hwio"),
     "moment_transfer": ("moment_transfer", "same"),
@@ -99,7 +104,8 @@ def mmdet_names(model):
     Args:
         model: a built detector (with `parts`), or one of its parts: `ResNet`, `FPN`, `SEPC`,
             `ConvTowers`, `PConv`, an integrated norm. The keys of a part are those of the authors'
-            module alone, without a prefix. Or a layer whose `parts` are several necks.
+            module alone, without a prefix. Or a layer whose `parts` are several necks, or towers
+            and head.
 
     Returns:
         dict of path (as in `named_variables`) -> (key, layout); layout "hwio" means that our
@@ -192,7 +198,7 @@ def export_state_dict(model):
     state_dict = {}
     for variable, key, layout in _correspondence(model).values():
         value = np.asarray(variable, np.float32)
-        state_dict[key] = np.ascontiguousarray(_transposed(value, _TO_THEIRS[layout]))
+        state_dict[key] = np.array(_transposed(value, _TO_THEIRS[layout]), order="C")
         if key.rpartition(".")[2] == "running_var":
             state_dict[_counter(key)] = np.zeros([], np.int64)
     return state_dict
@@ -219,6 +225,8 @@ def _part_correspondence(part):
 
 def _prefixes(parts):
     """Where each part of a dense detector, or each of several necks, is in the authors' model."""
+    if [*parts] == ["towers", "head"]:  # a bbox_head by itself
+        return {"towers": "", "head": ""}
     if "backbone" not in parts:  # the list of necks by itself
         return {name: f"{index}." for index, name in enumerate(parts)}
     prefixes = {"backbone": "backbone.", "head": "bbox_head."}

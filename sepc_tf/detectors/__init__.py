@@ -3,6 +3,7 @@
 from sepc_tf.detectors.anchor_based import AnchorDetector
 from sepc_tf.detectors.base import Detector
 from sepc_tf.detectors.dense import DenseDetector
+from sepc_tf.detectors.fcos import FCOS, FCOSHead
 from sepc_tf.detectors.free_anchor import FreeAnchor
 from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
@@ -10,10 +11,12 @@ from sepc_tf.detectors.reppoints import RepPoints
 from sepc_tf.detectors.retinanet import RetinaNet
 
 __all__ = [
+    "FCOS",
     "FSAF",
     "AnchorDetector",
     "DenseDetector",
     "Detector",
+    "FCOSHead",
     "FreeAnchor",
     "PredictionHead",
     "RepPoints",

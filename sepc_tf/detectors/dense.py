@@ -197,13 +197,18 @@ class DenseDetector(Detector):
         return multiclass_nms(
             boxes,
             scores,
-            score_threshold=self.score_threshold,
+            score_threshold=self.lowest_score,
             iou_threshold=self.nms_iou,
             max_detections=self.max_detections,
             convention=self.convention,
             kind=self.nms,
             soft_sigma=self.soft_nms_sigma,
         )
+
+    @property
+    def lowest_score(self) -> float:
+        """What the scores of `scored_boxes` must exceed to become detections."""
+        return self.score_threshold
 
     def scored_boxes(self, outputs: dict, image_sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The candidates for non-maximum suppression.

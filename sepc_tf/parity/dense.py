@@ -58,10 +58,15 @@ def activated(detector, cls, reg):
 
 
 def padded_batch(case):
-    """The case's objects as a batch: labels from 0, padded with -1."""
-    images = range(len(case.config["img_metas"]))
-    boxes = [case.data[f"in.gt_bboxes.{i}"] for i in images]
-    labels = [case.data[f"in.gt_labels.{i}"] - 1 for i in images]
+    """The case's objects as a batch, see `padded_objects`, with the sizes of its images."""
+    sizes = [m["img_shape"][:2] for m in case.config["img_metas"]]
+    return {**padded_objects(case, len(sizes)), "image_sizes": tf.constant(sizes)}
+
+
+def padded_objects(case, images):
+    """Boxes and labels of so many images: labels from 0, padded with -1."""
+    boxes = [case.data[f"in.gt_bboxes.{i}"] for i in range(images)]
+    labels = [case.data[f"in.gt_labels.{i}"] - 1 for i in range(images)]
     most = max(map(len, boxes)) + 2
 
     def padded(array):
@@ -71,7 +76,6 @@ def padded_batch(case):
     return {
         "boxes": tf.constant(np.stack([padded(b) for b in boxes]), tf.float32),
         "labels": tf.constant(np.stack([padded(x) for x in labels]), tf.int32),
-        "image_sizes": tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]]),
     }
 
 

@@ -41,6 +41,7 @@ def backbone_config(backbone):
         base_width=backbone.get("base_width", 64),
         deformable_stages=[stage for stage, dcn in enumerate(deformed, start=2) if dcn],
         frozen_stages=backbone.get("frozen_stages", -1),
+        style=backbone.get("style", "pytorch"),
     )
 
 

@@ -44,11 +44,21 @@ def test_shapes(depth, size):
     assert backbone.compute_output_shape((2, *size, 3)) == [tuple(x.shape) for x in features]
 
 
-def test_the_stride_sits_in_the_3x3_convolution():
-    backbone = ResNet(50, width=8)
-    backbone.build((None, None, None, 3))
+@pytest.mark.parametrize(("style", "strides"), [("pytorch", [1, 2, 1]), ("caffe", [2, 1, 1])])
+def test_where_the_stride_of_a_bottleneck_sits(style, strides):
+    backbone = ResNet(50, width=8, style=style)
+    features = backbone(images(33, 31))
     block = next(b for b in backbone.blocks if b.name == "layer2_0")
-    assert [conv.strides for conv in block.convs] == [1, 2, 1]
+    assert [conv.strides for conv in block.convs] == strides
+    expected = backbone.compute_output_shape((2, 33, 31, 3))
+    assert [tuple(x.shape) for x in features] == expected
+    assert ResNet.from_config(backbone.get_config()).style == style
+
+
+@pytest.mark.parametrize(("depth", "style"), [(18, "caffe"), (50, "tf")])
+def test_a_style_that_is_unknown_or_without_effect(depth, style):
+    with pytest.raises(ValueError, match=f"style must be one of .* got '{style}' and depth"):
+        ResNet(depth, style=style)
 
 
 def test_frozen_stages_stay_frozen_whatever_the_owner_sets():

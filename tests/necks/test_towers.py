@@ -50,7 +50,7 @@ def test_a_group_norm_stands_between_convolution_and_relu():
 @pytest.mark.parametrize("options", [{}, {"deformable": True}, {"norm": "group"}])
 def test_round_trip_in_a_functional_model_of_unknown_size(options, tmp_path):
     inputs = [keras.Input((None, None, 4)) for _ in range(3)]
-    cls, box = ConvTowers(6, num_convs=2, **options, name="towers")(inputs)
+    cls, box = ConvTowers(32, num_convs=2, **options, name="towers")(inputs)
     model = keras.Model(inputs, [*cls, *box])
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

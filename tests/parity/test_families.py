@@ -30,7 +30,7 @@ def test_every_family_has_cases(family, golden_dir):
     "config",
     [
         {"iou_thr": 0.5},
-        {"head": {"type": "FCOSHead"}},  # not RetinaNet's, though it is a head
+        {"head": {"type": "ATSSHead"}},  # a head of no detector of ours
         {"backbone": {}, "part_deform": True},  # of two families
     ],
 )
