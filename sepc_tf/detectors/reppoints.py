@@ -17,14 +17,12 @@ from sepc_tf.ops.losses import sigmoid_focal_loss, smooth_l1_loss
 from sepc_tf.ops.matching import IGNORED, MaxIoUMatcher, gather_matched
 from sepc_tf.ops.nms import top_candidates
 from sepc_tf.ops.point_matching import NearestPointMatcher
-from sepc_tf.ops.point_sets import TRANSFORMS, cell_locations
+from sepc_tf.ops.point_sets import TRANSFORMS
+from sepc_tf.ops.points import grid_points
 from sepc_tf.settings import check_unused, setting
 
 # `ops` knows nothing of Keras; only saving needs this name.
 keras.saving.register_keras_serializable(package="sepc_tf")(NearestPointMatcher)
-
-# Of a cell's location from the cell's corner, in strides.
-LOCATION_SHIFT = {"modern": 0.5, "mmdet1": 0.0}
 
 
 @dataclasses.dataclass
@@ -172,9 +170,19 @@ class RepPoints(DenseDetector):
     # ---------------------------------------------------------------- cells and boxes
 
     def locations(self, outputs: dict) -> list[tf.Tensor]:
-        """Where the cells of raw outputs are: list of `[H_l * W_l, 2]` float32 x, y in pixels."""
-        shift = LOCATION_SHIFT[self.convention]
-        return cell_locations(level_sizes(outputs), self.point_matcher.strides, shift)
+        """Where the cells of raw outputs are: at their centres, in "mmdet1" at their corners.
+
+        Args:
+            outputs: what `call` returned.
+
+        Returns:
+            list of `[H_l * W_l, 2]` float32 x, y in pixels of the network's input.
+        """
+        strides = self.point_matcher.strides
+        centres = grid_points(level_sizes(outputs), strides)
+        if self.convention == "modern":
+            return centres
+        return [level - stride / 2 for level, stride in zip(centres, strides)]
 
     def cells(self, outputs: dict) -> tuple[tf.Tensor, tf.Tensor]:
         """The cells of all levels together: `[N, 2]` locations and `[N, 1]` strides, float32."""

@@ -1,11 +1,9 @@
-"""Point sets: where they lie, and the boxes they stand for.
+"""Point sets, and the boxes they stand for.
 
 The points of a set are stored y first: number 2 k is the y of point k, number 2 k + 1 its x.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -78,29 +76,3 @@ def scale_gradient(x: tf.Tensor, factor: float) -> tf.Tensor:
         0.5
     """
     return tf.stop_gradient(x - factor * x) + factor * x
-
-
-def cell_locations(
-    level_sizes: Sequence[tuple], strides: Sequence[int], shift: float = 0.5
-) -> list[tf.Tensor]:
-    """The location in the image of every cell of a pyramid: `((column + shift) stride, ...)`.
-
-    Args:
-        level_sizes: height and width of each level in cells, pairs of ints or of int tensors.
-        strides: stride of each level.
-        shift: 0.5 is the centre of the cell, 0 its corner.
-
-    Returns:
-        list of `[H_l * W_l, 2]` float32 x, y in pixels, in the order (row, column).
-
-    Example:
-        >>> cell_locations([(1, 2)], [8])[0].numpy()
-        array([[ 4.,  4.],
-               [12.,  4.]], dtype=float32)
-    """
-    levels = []
-    for (height, width), stride in zip(level_sizes, strides):
-        y, x = ((tf.cast(tf.range(n), tf.float32) + shift) * stride for n in (height, width))
-        x, y = tf.meshgrid(x, y)
-        levels.append(tf.reshape(tf.stack([x, y], axis=-1), [-1, 2]))
-    return levels

@@ -6,10 +6,14 @@ import tensorflow as tf
 
 from sepc_tf.ops.matching import BACKGROUND, IGNORED
 from sepc_tf.ops.point_matching import NearestPointMatcher
-from sepc_tf.ops.point_sets import cell_locations
+from sepc_tf.ops.points import grid_points
 
 STRIDES = (8, 16, 32)
 SIZES = [(8, 12), (4, 6), (2, 3)]
+
+
+def corners():
+    return [p - stride / 2 for p, stride in zip(grid_points(SIZES, STRIDES), STRIDES)]
 
 
 def looped(points, boxes, present, valid, scale=4.0):
@@ -42,7 +46,7 @@ def scene(seed, images=3, most=12):
     present = np.arange(most) < rng.integers(3, most + 1, (images, 1))
     present[0] = False
     boxes[~present] = -1
-    points = [p.numpy() for p in cell_locations(SIZES, STRIDES, shift=seed % 2 / 2)]
+    points = [p.numpy() for p in (corners() if seed % 2 else grid_points(SIZES, STRIDES))]
     valid = rng.uniform(size=(images, sum(map(len, points)))) < 0.9
     return points, boxes, present, valid
 
@@ -59,7 +63,7 @@ def test_matches_as_a_loop_does(seed):
 
 
 def match(boxes, matcher=None):
-    points = cell_locations(SIZES, STRIDES, shift=0.0)
+    points = corners()
     boxes = tf.constant([boxes], tf.float32)
     valid = tf.ones([1, sum(len(p) for p in points)], bool)
     matches = (matcher or NearestPointMatcher(STRIDES))(

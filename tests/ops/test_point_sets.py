@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sepc_tf.ops.point_sets import TRANSFORMS, cell_locations, point_set_boxes, scale_gradient
+from sepc_tf.ops.point_sets import TRANSFORMS, point_set_boxes, scale_gradient
 
 
 def random_points(dtype=np.float64):
@@ -79,12 +79,3 @@ def test_scaled_gradient_leaves_the_values():
         y = scale_gradient(x, 0.1) * [1.0, 2.0, 3.0]
     np.testing.assert_allclose(y, [1.5, -6.0, 0.0], rtol=1e-6)
     np.testing.assert_allclose(tape.gradient(y, x), [0.1, 0.2, 0.3], rtol=1e-6)
-
-
-def test_locations_of_cells():
-    fine, coarse = cell_locations([(2, 3), (1, 1)], (8, 16), shift=0.5)
-    want = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
-    np.testing.assert_array_equal(fine, want)
-    np.testing.assert_array_equal(coarse, [[8, 8]])
-    corner = cell_locations([(tf.constant(2), tf.constant(3))], (8,), shift=0.0)[0]
-    np.testing.assert_array_equal(corner, np.array(want) - 4)
