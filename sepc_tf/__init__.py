@@ -38,6 +38,7 @@ _DEFINED_IN = {
     "FreeAnchor": "sepc_tf.detectors",
     "FSAF": "sepc_tf.detectors",
     "FCOS": "sepc_tf.detectors",
+    "RepPoints": "sepc_tf.detectors",
     "ResNet": "sepc_tf.backbones",
     "FPN": "sepc_tf.necks",
     "PAFPN": "sepc_tf.necks",
@@ -82,6 +83,7 @@ if typing.TYPE_CHECKING:
     from sepc_tf.detectors import FSAF as FSAF
     from sepc_tf.detectors import Detector as Detector
     from sepc_tf.detectors import FreeAnchor as FreeAnchor
+    from sepc_tf.detectors import RepPoints as RepPoints
     from sepc_tf.detectors import RetinaNet as RetinaNet
     from sepc_tf.errors import UserError as UserError
     from sepc_tf.evaluation.run import evaluate_run as evaluate_run

@@ -23,7 +23,7 @@ from sepc_tf.zoo import build_detector
 log = logging.getLogger(__name__)
 
 # The last convolution of the class scores, one key for each kind of head.
-CLASSIFIERS = ("bbox_head.retina_cls", "bbox_head.fcos_cls")
+CLASSIFIERS = ("bbox_head.retina_cls", "bbox_head.fcos_cls", "bbox_head.reppoints_cls_out")
 
 _COCO_NAMES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, "

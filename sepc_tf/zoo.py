@@ -16,7 +16,7 @@ from sepc_tf.backbones import KerasCVFeatures, ResNet
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
 from sepc_tf.compat import import_keras_cv
-from sepc_tf.detectors import FCOS, FSAF, Detector, FreeAnchor, RetinaNet
+from sepc_tf.detectors import FCOS, FSAF, Detector, FreeAnchor, RepPoints, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
@@ -24,7 +24,13 @@ from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_unused, typed
 
-DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF, "fcos": FCOS}
+DETECTORS = {
+    "retinanet": RetinaNet,
+    "free_anchor": FreeAnchor,
+    "fsaf": FSAF,
+    "fcos": FCOS,
+    "reppoints": RepPoints,
+}
 NECKS = {"fpn": FPN, "pafpn": PAFPN, "nas_fpn": NASFPN, "bfp": BFP, "hrfpn": HRFPN}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)

@@ -207,25 +207,34 @@ class _Malicious:
         return open, (self.target, "w")
 
 
-def test_fcos_there_and_back(golden_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "classifier", "settings"),
+    [
+        ("fcos", "fcos_cls", ["detector.backbone.style=caffe"]),
+        ("reppoints", "reppoints_cls_out", []),
+    ],
+)
+def test_anchor_free_detectors_there_and_back(name, classifier, settings, golden_dir, tmp_path):
     manifest = golden_dir.parent / "golden_zoo" / "manifest.json"
     if not manifest.is_file():
         pytest.skip(f"no golden data at {manifest.parent} (set SEPC_TF_SHARED)")
     zoo = json.loads(manifest.read_text())
     narrow = ["detector.backbone.width=8", "detector.head.filters=8", "detector.convention=mmdet1"]
-    config = load_config("fcos_r50_baseline_1x", [*narrow, "detector.backbone.style=caffe"])
+    config = load_config(f"{name}_r50_baseline_1x", [*narrow, *settings])
     state_dict = export_state_dict(build_detector(config.detector, num_classes=80))
-    assert set(state_dict) == {key for key, *_ in zoo["param_sets"]["detector_fcos_baseline"]}
-    path = save(tmp_path / "fcos.npz", state_dict)
+    assert set(state_dict) == {key for key, *_ in zoo["param_sets"][f"detector_{name}_baseline"]}
+    path = save(tmp_path / "theirs.npz", state_dict)
     categories = coco_categories()[:2]
-    with pytest.raises(CheckpointError, match=r"(?s)bbox_head\.fcos_cls.*--reset-head") as caught:
+    with pytest.raises(
+        CheckpointError, match=rf"(?s)bbox_head\.{classifier}.*--reset-head"
+    ) as caught:
         convert_to_run(config, path, tmp_path / "run", categories)
     assert "2 problems" in str(caught.value)
     report = convert_to_run(config, path, tmp_path / "run", categories, reset_head=True)
     assert [p for p in report.kept if "head" not in p] == [] and len(report.kept) == 2
     back = convert_to_mmdet1(tmp_path / "run", tmp_path / "back.npz")
     for key, value in back.items():
-        if not key.startswith("bbox_head.fcos_cls"):
+        if not key.startswith(f"bbox_head.{classifier}"):
             np.testing.assert_array_equal(value, state_dict[key], err_msg=key)
             assert value.shape == state_dict[key].shape
 

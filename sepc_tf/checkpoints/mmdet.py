@@ -61,6 +61,9 @@ _SEGMENTS = [
     (r"distances", "fcos_reg"),
     (r"centerness", "fcos_centerness"),
     (r"scale_(\d+)", r"scales.\1"),
+    # RepPoints
+    (r"class_out", "reppoints_cls_out"),
+    (r"(init|refine)_(conv|out)", r"reppoints_pts_\1_\2"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]
@@ -74,6 +77,9 @@ _VARIABLES = {
     "moving_mean": ("running_mean", "same"),
     "moving_variance": ("running_var", "same"),
     "scale": ("scale", "same"),
+    "class_conv_kernel": ("reppoints_cls_conv.weight", "hwio"),
+    "refine_conv_kernel": ("reppoints_pts_refine_conv.weight", "hwio"),
+    "moment_transfer": ("moment_transfer", "same"),
 }
 
 _TO_THEIRS = {"hwio": (3, 2, 0, 1), "same": None}  # HWIO -> OIHW

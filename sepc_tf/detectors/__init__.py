@@ -7,6 +7,7 @@ from sepc_tf.detectors.fcos import FCOS, FCOSHead
 from sepc_tf.detectors.free_anchor import FreeAnchor
 from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
+from sepc_tf.detectors.reppoints import RepPoints
 from sepc_tf.detectors.retinanet import RetinaNet
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "FCOSHead",
     "FreeAnchor",
     "PredictionHead",
+    "RepPoints",
     "RetinaNet",
 ]

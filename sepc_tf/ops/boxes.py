@@ -9,6 +9,7 @@ Two conventions exist, and every object that depends on one takes its name:
 | centre of the anchor in cell (0, 0) | stride / 2 | (stride - 1) / 2 |
 | corners of the anchors | exact | rounded to integers |
 | a box no anchor touches | claims nothing | claims every anchor |
+| RepPoints: location of cell (0, 0) | stride / 2 | 0 |
 | FSAF: object that wins a cell | the smaller one | by the sorting permutation, see `fsaf` |
 """
 

@@ -67,7 +67,7 @@ class MaxIoUMatcher:
         """Matches a batch.
 
         Args:
-            anchors: `[N, 4]` xyxy.
+            anchors: `[N, 4]` xyxy, or `[B, N, 4]` where each image has its own.
             boxes: `[B, M, 4]` xyxy, padded.
             present: `[B, M]` bool.
             valid: `[B, N]` bool; an anchor that is not valid is ignored, and claimed by nothing.

@@ -227,14 +227,18 @@ def check_free_anchor(case, comparison: Comparison) -> None:
 
 
 def check_decoding(case, comparison: Comparison) -> None:
-    """Candidates before NMS, compared anchor by anchor, and detections after it."""
+    """Candidates before NMS and detections after it."""
     detector = head_detector(case)
+    compare_decoding(case, comparison, detector, activated(detector, *raw_outputs(case)))
+
+
+def compare_decoding(case, comparison, detector, outputs):
+    """Candidates before NMS, compared one by one, and detections after it."""
     settings, meta = case.config["test_cfg"], case.config["img_meta"]
     detector.nms_pre = settings["nms_pre"]
     detector.score_threshold = settings["score_thr"]
     detector.nms_iou = settings["nms"]["iou_thr"]
     detector.max_detections = settings["max_per_img"]
-    outputs = activated(detector, *raw_outputs(case))
     image_sizes = tf.constant([meta["img_shape"][:2]])
 
     # Within a level ours come in order of score, theirs so or in order of anchors.

@@ -54,6 +54,18 @@ def test_max_iou_matches_as_a_loop_does(seed):
         np.testing.assert_array_equal(got[image], want)
 
 
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+def test_each_image_may_have_anchors_of_its_own(convention):
+    anchors, boxes, present, valid = scene(1)
+    shifts = tf.constant([0.0, 3.0, -5.0])[:, None, None]
+    matcher = MaxIoUMatcher(convention=convention)
+    together = matcher(anchors + shifts, boxes, present, valid)
+    for image in range(3):
+        alone = slice(image, image + 1)
+        want = matcher(anchors + shifts[image], boxes[alone], present[alone], valid[alone])
+        np.testing.assert_array_equal(together[image], want[0])
+
+
 def test_later_box_wins_a_tied_anchor_and_every_box_keeps_one():
     anchors = tf.constant([[0.0, 0, 32, 32], [32, 0, 64, 32], [64, 0, 96, 32]])
     boxes = tf.constant([[[4.0, 4.0, 8.0, 8.0], [40.0, 4.0, 44.0, 8.0], [10.0, 10.0, 14.0, 14.0]]])
