@@ -251,8 +251,7 @@ def read_categories(run_dir: str | Path) -> list[dict]:
         )
     ):
         raise ConfigError(
-            f'{path}: expected a list of {{"id": 1, "name": "cat"}}, one for each class; remove it '
-            "and start the training again, which writes it anew"
+            f'{path}: expected a list of {{"id": 1, "name": "cat"}}, one for each class; {_ANEW}'
         )
     return categories
 
@@ -351,12 +350,15 @@ def _may_change(key, config):
     return key in FREE_TO_CHANGE
 
 
+_ANEW = "remove it and start the training again, which writes it anew"
+
+
 def _read(path):
     """The content of a JSON file of a run."""
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from error
+        raise ConfigError(f"{path} cannot be read ({error}); {_ANEW}") from error
 
 
 def _images_per_device(run_dir, config):

@@ -21,7 +21,7 @@ from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.necks import FPN, SEPC, ConvTowers
 from sepc_tf.necks.config import HeadConfig
-from sepc_tf.settings import check_unused, typed
+from sepc_tf.settings import check_exists, check_unused, typed
 
 DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF}
 NECKS = {"fpn": FPN}
@@ -115,6 +115,7 @@ def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int =
     except ValueError as error:  # of a part's constructor: it names its argument
         raise ConfigError(f"detector: {error}") from error
     if config.backbone.weights:
+        check_exists("detector.backbone.weights", config.backbone.weights)
         load_backbone_weights(detector.backbone, config.backbone.weights)
     return detector
 

@@ -77,6 +77,20 @@ def test_exif_orientation_is_applied(orientation, turn):
     assert image_size(contents) == expected.shape[:2]
 
 
+def test_the_limit_of_pixels_is_ours_and_can_be_set(monkeypatch):
+    contents = encode(Image.fromarray(PICTURE), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's, far below
+    np.testing.assert_array_equal(decode_image(contents), PICTURE)
+    assert image_size(contents) == (24, 40) and Image.MAX_IMAGE_PIXELS == 10
+    monkeypatch.setenv("SEPC_TF_MAX_PIXELS", "959")
+    with pytest.raises(UnreadableImageError) as raised:
+        decode_image(contents, "a.png")
+    assert str(raised.value) == (
+        "a.png: its 40 x 24 pixels are more than the limit of 959; if it is meant to be so large, "
+        "set the environment variable SEPC_TF_MAX_PIXELS"
+    )
+
+
 def test_unreadable_files_are_named(tmp_path):
     whole = encode(Image.fromarray(PICTURE), "JPEG")
     for name, contents, reason in (
