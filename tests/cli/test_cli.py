@@ -177,6 +177,7 @@ def test_a_run_directory_of_another_config_lists_the_differences(command, demo, 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
 def test_a_folder_that_is_no_run_is_named(command, tmp_path, name):
+    (tmp_path / "a.png").touch()
     arguments = {"predict": ["--out", tmp_path / "out", tmp_path], "export": ["--out", tmp_path]}
     code, error = command(name, "--run-dir", tmp_path, *arguments.get(name, []))
     assert code == 2 and "is no run directory" in error
