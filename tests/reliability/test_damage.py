@@ -104,7 +104,7 @@ def test_random_damage_is_survived_or_told(whole, config, tmp_path, tries, figur
     }  # fmt: skip
     good_steps = {step: read_checkpoint(path) for step, path in step_files(whole / "checkpoints")}
     good_history = json.loads((whole / "history.json").read_text())
-    count, right, told = tries(len(names) * 8), 0, 0
+    count, right, told = tries(len(names) * 4), 0, 0
     for number in range(count):
         run_dir = shutil.copytree(whole, tmp_path / "run")
         name = names[number % len(names)]
@@ -140,7 +140,8 @@ def test_random_damage_is_survived_or_told(whole, config, tmp_path, tries, figur
                 told += 1
             after = contents(run_dir)
             changed = {path for path in before if after.get(path) != before[path]}
-            assert changed <= {run_dir / name}, f"{case}: a good file was changed"
+            written_anew = {run_dir / name, run_dir / "environment.json"}  # by every start
+            assert changed <= written_anew, f"{case}: a good file was changed"
         shutil.rmtree(run_dir)
     assert right and told
     figures("damaged files: loaded twice, continued", 3 * count, right + told, f"{told} told")
