@@ -56,6 +56,10 @@ FREE_TO_CHANGE = (
     "detector.backbone.weights",
 )
 
+# What is cut off may still be valid YAML, whose missing settings would have their defaults.
+_HEAD = "# The config of this run, whole where the last line says that it ends.\n"
+_END = "# end\n"
+
 
 @dataclass
 class Run:
@@ -203,7 +207,7 @@ def prepare_run_dir(run_dir: str | Path, config: Config) -> Path:
         'runs/new'
     """
     check_run_dir(run_dir, config)
-    write_text(Path(run_dir) / "config.yaml", config_to_yaml(config))
+    write_text(Path(run_dir) / "config.yaml", f"{_HEAD}{config_to_yaml(config)}{_END}")
     return Path(run_dir)
 
 
@@ -332,10 +336,12 @@ def _check_is_ours(run_dir):
 
 def _saved_config(run_dir, overrides=()):
     path = run_dir / "config.yaml"
-    if not path.read_text(encoding="utf-8", errors="replace").strip():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    is_empty = all(line.startswith("#") or not line.strip() for line in text.splitlines())
+    if is_empty or (text.startswith(_HEAD) and not text.endswith(_END)):
         raise ConfigError(
-            f"{path} is empty, so it is not known what was trained there; copy the config of that "
-            "run to it, or give another --run-dir"
+            f"{path} is {'empty' if is_empty else 'cut off'}, so it is not known what was trained "
+            "there; copy the config of that run to it, or give another --run-dir"
         )
     return load_config(path, overrides)
 

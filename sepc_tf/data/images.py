@@ -12,7 +12,7 @@ import threading
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sepc_tf.errors import UnreadableImageError
+from sepc_tf.errors import ConfigError, UnreadableImageError
 
 ORIENTATION = 0x0112  # EXIF tag
 MAX_PIXELS = 500_000_000  # 1.5 GB as RGB; a picture of 20 000 x 20 000 is below
@@ -55,6 +55,8 @@ def decode_image(contents, name="image"):
             if image.getexif().get(ORIENTATION, 1) != 1:  # else a copy for nothing
                 upright = ImageOps.exif_transpose(image)
             pixels = _to_rgb(upright)
+    except ConfigError:
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{name}: not an image of a known format") from error
     # What a damaged file raises depends on the format: OSError when truncated, SyntaxError from
@@ -91,8 +93,10 @@ def _opened(file):
         finally:
             Image.MAX_IMAGE_PIXELS = before
     with image:
-        limit = int(os.environ.get("SEPC_TF_MAX_PIXELS", MAX_PIXELS))
-        if image.width * image.height > limit:
+        limit = os.environ.get("SEPC_TF_MAX_PIXELS", str(MAX_PIXELS))
+        if not limit.isdecimal():
+            raise ConfigError(f"SEPC_TF_MAX_PIXELS: expected a number of pixels, got {limit!r}")
+        if image.width * image.height > int(limit):
             raise UnreadableImageError(
                 f"its {image.width} x {image.height} pixels are more than the limit of {limit}; if "
                 "it is meant to be so large, set the environment variable SEPC_TF_MAX_PIXELS"

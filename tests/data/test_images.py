@@ -11,6 +11,7 @@ from sepc_tf.data.images import (
     image_size,
     read_image,
 )
+from sepc_tf.errors import ConfigError
 
 # Smooth, so that lossy formats keep it; corners of four colours, so that turns are seen.
 ROWS, COLUMNS = np.mgrid[0:24, 0:40]
@@ -89,6 +90,9 @@ def test_the_limit_of_pixels_is_ours_and_can_be_set(monkeypatch):
         "a.png: its 40 x 24 pixels are more than the limit of 959; if it is meant to be so large, "
         "set the environment variable SEPC_TF_MAX_PIXELS"
     )
+    monkeypatch.setenv("SEPC_TF_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="SEPC_TF_MAX_PIXELS: expected a number of pixels"):
+        decode_image(contents)
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -11,11 +11,11 @@ import sys
 
 import numpy as np
 import pytest
-import yaml
 
 from sepc_tf import runs
 from sepc_tf.checkpoints.variables import named_variables, read_variables
 from sepc_tf.config import config_to_dict
+from sepc_tf.config_files import parse_yaml
 from sepc_tf.errors import UserError
 from sepc_tf.train import train
 from sepc_tf.training.checkpoints import read_checkpoint, read_latest, section, step_files
@@ -90,7 +90,7 @@ def check_loaded(run, run_dir, good):
     for name, value in read_variables(named_variables(run.detector)).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert run.categories == json.loads((run_dir / "categories.json").read_text())
-    now = yaml.safe_load((run_dir / "config.yaml").read_text())
+    now = parse_yaml((run_dir / "config.yaml").read_text())
     now["detector"]["backbone"]["weights"] = None
     assert config_to_dict(run.config).items() >= now.items()
 
