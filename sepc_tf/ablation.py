@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tensorflow.core.util import event_pb2
 
 from sepc_tf.config import ConfigError, load_config
+from sepc_tf.files import check_writable, write_text, writing
 from sepc_tf.flops import Cost, count_detector
 from sepc_tf.inference import detect_images
 from sepc_tf.optional import import_package
@@ -160,7 +161,7 @@ def _start(item, command, overrides):
     item.run_dir.parent.mkdir(parents=True, exist_ok=True)
     command = [*command, "--config", str(item.config), "--run-dir", str(item.run_dir)]
     command += item.settings(overrides)
-    with open(item.log_file, "ab") as file:
+    with writing(item.log_file), open(item.log_file, "ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
 
@@ -288,17 +289,19 @@ def write_report(rows: Sequence[Row], out_dir: str | Path, command: str) -> Path
 
     Raises:
         MissingPackageError: matplotlib is not installed.
+        OutputError: a file cannot be written.
     """
     plt = import_package("matplotlib.pyplot", "matplotlib", "the report of an ablation")
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _plot_cost(plt, rows, out_dir / "ablation_cost.png")
-    _plot_curves(plt, rows, out_dir / "ablation_curves.png")
+    check_writable(out_dir)
+    for plot, name in ((_plot_cost, "ablation_cost.png"), (_plot_curves, "ablation_curves.png")):
+        with writing(out_dir / name):
+            plot(plt, rows, out_dir / name)
     page = out_dir / "ablation.md"
-    page.write_text(
+    write_text(
+        page,
         f"```\n{command}\n```\n\n{table(rows)}\n\n![AP against time and against FLOPs]"
         "(ablation_cost.png)\n\n![Training curves](ablation_curves.png)\n",
-        encoding="utf-8",
     )
     return page
 

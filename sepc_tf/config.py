@@ -23,7 +23,7 @@ from sepc_tf.data.config import OF_A_SOURCE, DataConfig, SplitConfig
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.necks.config import HeadConfig
-from sepc_tf.settings import check_settings, merge, setting
+from sepc_tf.settings import check_settings, merge, resolved, setting
 from sepc_tf.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from sepc_tf.zoo import check_detector
 
@@ -83,7 +83,7 @@ def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:
                 config.data[name] = getattr(DataConfig(), name)
             merged = merge(config, values, Config, "", source)
         config = merged
-    config = OmegaConf.to_object(config)
+    config = resolved(config, path)
     _check_values(config, path)
     return config
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from sepc_tf.errors import ConfigError
+from sepc_tf.files import writing
 
 # setup.py puts configs/ into the wheel as sepc_tf/configs; a checkout has it beside sepc_tf/.
 _INSTALLED = Path(__file__).parent / "configs"
@@ -50,7 +51,13 @@ def parse_yaml(text: str) -> Any:
         >>> parse_yaml("epsilon: 1e-7")
         {'epsilon': 1e-07}
     """
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deep") from error
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        reason = str(error).partition("; use sys.")[0]
+        raise yaml.YAMLError(f"a value cannot be read: {reason}") from error
 
 
 def inherited_values(path: Path, children: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict]]:
@@ -61,7 +68,7 @@ def inherited_values(path: Path, children: tuple[Path, ...] = ()) -> Iterator[tu
         children: the files that led here, against circles.
 
     Raises:
-        ConfigError: a file is missing, is no valid YAML, or inherits from itself.
+        ConfigError: a file is missing, empty, no valid YAML, or inherits from itself.
 
     Example:
         >>> [(file.name, "detector" in values) for file, values in
@@ -73,13 +80,18 @@ def inherited_values(path: Path, children: tuple[Path, ...] = ()) -> Iterator[tu
     if not path.is_file():
         raise ConfigError(f"config file {path} does not exist{_remedy(path)}")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty; write {{}} to take every default")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got a {type(values).__name__}")
     bases = values.pop("_base_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: _base_: expected a path or a list of paths, got {bases!r}")
+    for base in bases:
         yield from inherited_values(path.parent / base, (*children, path.resolve()))
     yield path, values
 
@@ -142,6 +154,7 @@ def copy_config(name: str, directory: str | Path) -> list[Path]:
     Raises:
         ConfigError: there is no such config.
         FileExistsError: a file there has another content; nothing is copied.
+        OutputError: the folder cannot be written to.
 
     Example:
         >>> [copy.as_posix() for copy in copy_config("demo_sepc_lite", "mine")]
@@ -155,8 +168,9 @@ def copy_config(name: str, directory: str | Path) -> list[Path]:
         if copy.exists() and copy.read_bytes() != source.read_bytes():
             raise FileExistsError(f"{copy} exists and differs; remove it or give another folder")
     for source, copy in zip(sources, copies):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
+        with writing(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
     return copies
 
 

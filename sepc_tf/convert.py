@@ -15,7 +15,7 @@ from sepc_tf.checkpoints import (
 from sepc_tf.checkpoints.variables import read_variables
 from sepc_tf.config import ConfigError
 from sepc_tf.data.check import read_annotations
-from sepc_tf.files import write_json
+from sepc_tf.files import check_writable, replacing, write_json, write_text
 from sepc_tf.runs import load_run, prepare_run_dir
 from sepc_tf.training.checkpoints import write_checkpoint
 from sepc_tf.zoo import build_detector
@@ -115,7 +115,7 @@ def convert_to_run(config, checkpoint, out_dir, categories=None, reset_head=Fals
         {f"model/{path}": value for path, value in variables.items()},
         {"step": 0, "source": Path(checkpoint).name},
     )
-    (out_dir / "conversion.txt").write_text(f"{checkpoint}\n{report}\n", encoding="utf-8")
+    write_text(out_dir / "conversion.txt", f"{checkpoint}\n{report}\n")
     if config.detector.convention == "modern":
         log.warning(
             "note: detector.convention is modern; the authors' models were trained, and reach "
@@ -150,6 +150,7 @@ def convert_to_mmdet1(run_dir, out, checkpoint="best"):
             PyTorch is missing.
         ConfigError: `run_dir` is no run directory, or another file ending.
         FileExistsError: there is such a file.
+        OutputError: it cannot be written, found before the run is loaded, or the disk is full.
 
     Example:
         >>> state_dict = convert_to_mmdet1("runs/demo", "demo.npz")
@@ -161,11 +162,13 @@ def convert_to_mmdet1(run_dir, out, checkpoint="best"):
         raise ConfigError(f"--out {out}: expected a file that ends in .npz or .pth")
     if out.exists():
         raise FileExistsError(f"--out {out} exists already")
+    check_writable(out.parent)
     run = load_run(run_dir, checkpoint)
     state_dict = export_state_dict(run.detector)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(array.nbytes for array in state_dict.values())
     if out.suffix == ".npz":
-        np.savez(out, **state_dict)
+        with replacing(out, size) as file:
+            np.savez(file, **state_dict)
         return state_dict
     try:
         import torch
@@ -173,11 +176,10 @@ def convert_to_mmdet1(run_dir, out, checkpoint="best"):
         raise CheckpointError(
             f"writing {out} needs PyTorch: pip install 'sepc-tf[convert]' (or write .npz)"
         ) from error
-    torch.save(
-        {
-            "meta": {"CLASSES": tuple(category["name"] for category in run.categories)},
-            "state_dict": {key: torch.from_numpy(value) for key, value in state_dict.items()},
-        },
-        out,
-    )
+    content = {
+        "meta": {"CLASSES": tuple(category["name"] for category in run.categories)},
+        "state_dict": {key: torch.from_numpy(value) for key, value in state_dict.items()},
+    }
+    with replacing(out, size) as file:
+        torch.save(content, file)
     return state_dict

@@ -1,15 +1,18 @@
 """A SavedModel that serves: images in, boxes in their own pixels out."""
 
+import contextlib
+import fcntl
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 
+from sepc_tf.checkpoints.variables import named_variables, read_variables
 from sepc_tf.data.decode import decode_upright
 from sepc_tf.errors import OutputError
-from sepc_tf.files import write_json
+from sepc_tf.files import check_writable, write_json, writing
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.deform_conv2d import portable_ops
 
@@ -67,7 +70,8 @@ def export(run, directory: str | Path) -> Path:
 
     Raises:
         OutputError: the directory holds something else, is the working directory or one above it,
-            or cannot be written.
+            or cannot be written, which is found before the work where there is no room at all.
+            What was exported there before stays.
 
     Example:
         >>> export(load_run("runs/demo"), "served").name
@@ -84,18 +88,42 @@ def export(run, directory: str | Path) -> Path:
         raise OutputError(
             f"{directory} exists and holds no SavedModel; name an empty or a new folder"
         )
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.")
-    except OSError as error:
-        raise OutputError(f"{directory} cannot be written: {error.strerror}") from error
-    with temporary as folder:
-        partial = Path(folder) / "model"
-        server = Server(run.detector, run.config.data)
-        signatures = {"serving_default": server.serve, "serving_bytes": server.serve_bytes}
-        tf.saved_model.save(server, str(partial), signatures=signatures)
+    check_writable(place.parent)
+    server = Server(run.detector, run.config.data)
+    signatures = {
+        "serving_default": server.serve.get_concrete_function(),
+        "serving_bytes": server.serve_bytes.get_concrete_function(),
+    }
+    size = sum(value.nbytes for value in read_variables(named_variables(run.detector)).values())
+    with _folder_beside(place) as folder:
+        partial = folder / "model"
+        with writing(directory, needed=size):
+            tf.saved_model.save(server, str(partial), signatures=signatures)
         write_json(partial / "categories.json", run.categories)
-        if place.exists():
-            shutil.rmtree(place)
-        os.replace(partial, place)
+        with writing(directory):
+            if place.exists():
+                os.replace(place, folder / "before")
+            os.replace(partial, place)
     return Path(directory)
+
+
+@contextlib.contextmanager
+def _folder_beside(place: Path) -> Iterator[Path]:
+    """A folder to write in that is gone afterwards; one export at a time has it.
+
+    What a killed export left of it is removed.
+    """
+    folder = place.with_name(f".{place.name}.sepc-tf.partial")
+    with writing(place):
+        beside = os.open(place.parent, os.O_RDONLY)
+    try:
+        with writing(place):
+            fcntl.flock(beside, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as afterwards:
+            afterwards.callback(shutil.rmtree, folder, ignore_errors=True)
+            with writing(place):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            yield folder
+    finally:
+        os.close(beside)  # and the lock with it

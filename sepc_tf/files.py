@@ -109,6 +109,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except ValueError as error:  # a number of thousands of digits comes with advice on Python
+        raise ValueError(str(error).partition("; use sys.")[0]) from error
 
 
 def check_writable(directory: str | Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
 from sepc_tf.errors import UnreadableImageError
-from sepc_tf.files import check_writable, write_json
+from sepc_tf.files import check_writable, write_json, writing
 from sepc_tf.inference import detect_images
 from sepc_tf.progress import track
 from sepc_tf.runs import Run
@@ -115,7 +115,13 @@ def predict_files(
     Raises:
         FileNotFoundError: a path does not exist.
         FileExistsError: `out_dir` is a folder of input images.
+        OutputError: `out_dir` cannot be written to, found before the work starts, or is full.
+        ValueError: `limit` is below 1, or `min_score` not within 0..1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected at least 1, got {limit}")
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score: expected a number within 0..1, got {min_score}")
     files = list_images(paths)[:limit]
     out_dir = Path(out_dir)
     check_writable(out_dir)
@@ -150,7 +156,9 @@ def predict_files(
             scores=detections.scores[drawn],
             names=[category["name"] for category in run.categories],
         )
-        Image.fromarray(picture).save(out_dir / _unused_name(path.stem, used), quality=92)
+        file = out_dir / _unused_name(path.stem, used)
+        with writing(file):
+            Image.fromarray(picture).save(file, quality=92)
     write_json(
         out_dir / "predictions.json",
         {
@@ -179,7 +187,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     """Returns the image files of files and folders, sorted within each folder.
 
     Raises:
-        FileNotFoundError: a path does not exist.
+        FileNotFoundError: a path does not exist, or none of them is or holds an image.
     """
     files = []
     for path in map(Path, paths):
@@ -189,6 +197,11 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
             files.append(path)
         else:
             raise FileNotFoundError(f"{path} does not exist; expected an image file or a folder")
+    if not files:
+        raise FileNotFoundError(
+            f"there is no image in {', '.join(map(str, paths))}; expected files that end in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     return files
 
 

@@ -56,6 +56,10 @@ FREE_TO_CHANGE = (
     "detector.backbone.weights",
 )
 
+# What is cut off may still be valid YAML, whose missing settings would have their defaults.
+_HEAD = "# The config of this run, whole where the last line says that it ends.\n"
+_END = "# end\n"
+
 
 @dataclass
 class Run:
@@ -203,7 +207,7 @@ def prepare_run_dir(run_dir: str | Path, config: Config) -> Path:
         'runs/new'
     """
     check_run_dir(run_dir, config)
-    write_text(Path(run_dir) / "config.yaml", config_to_yaml(config))
+    write_text(Path(run_dir) / "config.yaml", f"{_HEAD}{config_to_yaml(config)}{_END}")
     return Path(run_dir)
 
 
@@ -251,8 +255,7 @@ def read_categories(run_dir: str | Path) -> list[dict]:
         )
     ):
         raise ConfigError(
-            f'{path}: expected a list of {{"id": 1, "name": "cat"}}, one for each class; remove it '
-            "and start the training again, which writes it anew"
+            f'{path}: expected a list of {{"id": 1, "name": "cat"}}, one for each class; {_ANEW}'
         )
     return categories
 
@@ -333,10 +336,12 @@ def _check_is_ours(run_dir):
 
 def _saved_config(run_dir, overrides=()):
     path = run_dir / "config.yaml"
-    if not path.read_text(encoding="utf-8", errors="replace").strip():
+    text = path.read_text(encoding="utf-8", errors="replace")
+    is_empty = all(line.startswith("#") or not line.strip() for line in text.splitlines())
+    if is_empty or (text.startswith(_HEAD) and not text.endswith(_END)):
         raise ConfigError(
-            f"{path} is empty, so it is not known what was trained there; copy the config of that "
-            "run to it, or give another --run-dir"
+            f"{path} is {'empty' if is_empty else 'cut off'}, so it is not known what was trained "
+            "there; copy the config of that run to it, or give another --run-dir"
         )
     return load_config(path, overrides)
 
@@ -351,12 +356,15 @@ def _may_change(key, config):
     return key in FREE_TO_CHANGE
 
 
+_ANEW = "remove it and start the training again, which writes it anew"
+
+
 def _read(path):
     """The content of a JSON file of a run."""
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from error
+        raise ConfigError(f"{path} cannot be read ({error}); {_ANEW}") from error
 
 
 def _images_per_device(run_dir, config):

@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import difflib
 import math
+import os
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -33,8 +35,8 @@ def setting(
     Args:
         default: its default; lists, dicts and dataclass instances are copied for each instance.
         choices: the values it may have.
-        at_least, above, at_most, below: limits of the number, or of every number of a list. NaN is
-            never accepted, and None always where it is the default.
+        at_least, above, at_most, below: limits of the number, or of every number of a list. NaN and
+            infinity are never accepted, and None always where it is the default.
 
     Example:
         >>> @dataclasses.dataclass
@@ -87,7 +89,7 @@ def check_settings(settings: Any, prefix: str, source: Any) -> None:
             continue
         numbers = [n for n in (value if isinstance(value, list) else [value]) if _is_number(n)]
         wrong = [n for n in numbers if not all(_HOLDS[s](n, x) for s, x in limits.items())]
-        if wrong or any(math.isnan(n) for n in numbers):
+        if wrong or not all(map(_is_finite, numbers)):
             expected = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items())
             numbers = "numbers" if isinstance(value, list) else "a number"
             raise ConfigError(f"{source}: {key}: {value!r}: expected {numbers} {expected}".rstrip())
@@ -115,6 +117,21 @@ def check_unused(settings: Any, names: tuple[str, ...], prefix: str, reason: str
             )
 
 
+def check_exists(key: str, path: str | Path) -> None:
+    """Refuses the path of a file or folder that is not there.
+
+    Args:
+        key: dotted key of the setting.
+        path: its value; a relative one is looked up from the working directory.
+
+    Raises:
+        ConfigError: naming key, path and the folder it was looked up from.
+    """
+    if not os.path.exists(path):
+        folder = "" if os.path.isabs(path) else f" (looked up from {os.getcwd()})"
+        raise ConfigError(f"{key}: {path} does not exist{folder}")
+
+
 def typed(cls: type[T], values: dict, prefix: str, source: Any) -> T:
     """A dataclass of plain values, every key, type and limit checked.
 
@@ -127,7 +144,7 @@ def typed(cls: type[T], values: dict, prefix: str, source: Any) -> T:
     Raises:
         ConfigError: naming source and key.
     """
-    settings = OmegaConf.to_object(merge(OmegaConf.structured(cls), values, cls, prefix, source))
+    settings = resolved(merge(OmegaConf.structured(cls), values, cls, prefix, source), source)
     check_settings(settings, prefix, source)
     return settings
 
@@ -142,6 +159,21 @@ def merge(config: Any, values: dict, cls: type, prefix: str, source: Any) -> Any
         reason = str(error).splitlines()[0]
         expected = _type_of(cls, key)
         raise ConfigError(f"{source}: {prefix}{key}: {reason} (expected {expected})") from error
+
+
+def resolved(config: Any, source: Any) -> Any:
+    """The dataclass of an OmegaConf config, with every `${...}` in it replaced.
+
+    Raises:
+        ConfigError: a `${...}` names nothing; the message has the key.
+    """
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            f"{source}: {error.full_key}: {str(error).splitlines()[0]} (in a value, ${{a.b}} "
+            "stands for the value of a.b in the same config)"
+        ) from error
 
 
 def check_keys(values: Any, cls: type, prefix: str, source: Any) -> None:
@@ -172,6 +204,10 @@ def _types(cls):
 
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(number):
+    return isinstance(number, int) or math.isfinite(number)  # an int may be too large for a float
 
 
 def _type_of(cls, key):

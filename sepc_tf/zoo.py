@@ -22,7 +22,7 @@ from sepc_tf.errors import ConfigError
 from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
 from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers
 from sepc_tf.necks.config import HeadConfig
-from sepc_tf.settings import check_unused, typed
+from sepc_tf.settings import check_exists, check_unused, typed
 
 DETECTORS = {
     "retinanet": RetinaNet,
@@ -121,6 +121,7 @@ def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int =
     except ValueError as error:  # of a part's constructor: it names its argument
         raise ConfigError(f"detector: {error}") from error
     if config.backbone.weights:
+        check_exists("detector.backbone.weights", config.backbone.weights)
         load_backbone_weights(detector.backbone, config.backbone.weights)
     return detector
 

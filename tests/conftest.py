@@ -15,6 +15,28 @@ with quiet_tensorflow():
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
 
+FIGURES = "reliability"  # the property of a test that holds its line of figures
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reliability-tries",
+        type=int,
+        default=1,
+        metavar="N",
+        help="N times as many random faults in tests/reliability",
+    )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what tests/reliability counted; with xdist the tests ran in other processes."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    lines = [text for report in reports for key, text in report.user_properties if key == FIGURES]
+    if lines:
+        terminalreporter.section("reliability: tries, survived, lost")
+        terminalreporter.write_line("\n".join(sorted(lines)))
+
+
 SHARED = Path(os.environ.get("SEPC_TF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

@@ -32,7 +32,7 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
 
 
 def test_differences_name_the_key_and_both_values(tmp_path):
-    path = write(tmp_path / "a.yaml", "")
+    path = write(tmp_path / "a.yaml", "{}")
     changed = load_config(path, ["detector.head.variant=sepc"])
     assert differences(load_config(path), changed) == [
         "detector.head.variant: 'sepc_lite' -> 'sepc'"
@@ -59,11 +59,18 @@ def test_differences_name_the_key_and_both_values(tmp_path):
         ("data.mean=[1.0]", "data.mean: expected three numbers"),
         ("train.cpu_replicas=99", "cannot be split"),
         ("train.seed=[", "no YAML"),
+        ("train.seed=" + "1" * 5000, "no YAML .a value cannot be read: .*5000 digits.$"),
+        ("train.optimizer.learning_rate=.inf", "learning_rate: inf: expected a number >= 0"),
+        (
+            "data.directory=${gone}",
+            r"data.directory: .*'gone' not found .in a value, \$\{a.b\} stands",
+        ),
+        ("data.directory=${oc.env:GONE}", "data.directory: .*'GONE' not found"),
     ],
 )
 def test_a_wrong_override_is_one_clear_error(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
-        load_config(write(tmp_path / "a.yaml", ""), [override])
+        load_config(write(tmp_path / "a.yaml", "{}"), [override])
 
 
 def test_a_number_in_scientific_notation_is_a_number(tmp_path):
@@ -90,6 +97,13 @@ def test_unusable_files_are_named(tmp_path):
         load_config(tmp_path / "typo.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(write(tmp_path / "bad.yaml", "a: [1"))
+    with pytest.raises(ConfigError, match=r"empty.yaml: the file is empty; write \{\} to take"):
+        load_config(write(tmp_path / "empty.yaml", "# nothing\n"))
+    with pytest.raises(ConfigError, match="not valid YAML: nested too deep"):
+        load_config(write(tmp_path / "deep.yaml", "[" * 500))
+    for bases in ("3", "[3]", "{a.yaml: 1}"):
+        with pytest.raises(ConfigError, match="_base_: expected a path or a list of paths, got "):
+            load_config(write(tmp_path / "base.yaml", f"_base_: {bases}"))
     with pytest.raises(ConfigError, match="the key 'seed' stands twice"):
         load_config(write(tmp_path / "twice.yaml", "train: {seed: 1, seed: 2}"))
     with pytest.raises(ConfigError, match="expected `key: value`"):

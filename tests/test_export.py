@@ -1,9 +1,13 @@
 """A SavedModel serves what `Predictor` returns, in a process that has only TensorFlow."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -202,6 +206,25 @@ def test_exporting_again_replaces_a_saved_model(light_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is left beside it"
 
 
+def test_two_exports_to_one_place_wait_for_each_other(light_run, tmp_path, monkeypatch):
+    active, most = [], []
+
+    def save(server, path, signatures):
+        active.append(path)
+        most.append(len(active))
+        Path(path).mkdir()
+        (Path(path) / "saved_model.pb").write_text("x")
+        time.sleep(0.1)
+        active.remove(path)
+
+    monkeypatch.setattr(tf.saved_model, "save", save)
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(export, [light_run] * 3, [tmp_path / "model"] * 3))
+    assert most == [1, 1, 1] and len(results) == 3
+    assert (tmp_path / "model/categories.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_foreign_folder_is_refused_and_stays(light_run, tmp_path, monkeypatch):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").write_text("x")
@@ -209,7 +232,7 @@ def test_a_foreign_folder_is_refused_and_stays(light_run, tmp_path, monkeypatch)
         export(light_run, tmp_path / "precious")
     with pytest.raises(OutputError, match="holds no SavedModel"):
         export(light_run, tmp_path / "precious/file")
-    with pytest.raises(OutputError, match=r"file/model cannot be written: "):
+    with pytest.raises(OutputError, match=r"cannot write .*precious/file: "):
         export(light_run, tmp_path / "precious/file/model")
     assert (tmp_path / "precious/file").read_text() == "x"
     # Even where it holds a SavedModel: a shell would be left in a folder that is gone.
@@ -230,13 +253,15 @@ def test_an_export_that_fails_leaves_the_old_one_and_nothing_else(light_run, tmp
     (tmp_path / "model.partial").mkdir()  # a user's own, whatever its name
     (tmp_path / "model.partial/file").write_text("x")
 
+    (tmp_path / ".model.sepc-tf.partial/model").mkdir(parents=True)  # of an export that was killed
+
     def fail(server, path, signatures):
         Path(path).mkdir()
         (Path(path) / "saved_model.pb").write_text("half")
-        raise RuntimeError("disk full")
+        raise tf.errors.ResourceExhaustedError(None, None, "no space")
 
     monkeypatch.setattr(tf.saved_model, "save", fail)
-    with pytest.raises(RuntimeError, match="disk full"):
+    with pytest.raises(OutputError, match=r"model: no space \(\d+\.\d MB are needed, .* free some"):
         export(light_run, directory)
     assert (directory / "saved_model.pb").read_text() == "the old one"
     assert (tmp_path / "model.partial/file").read_text() == "x"
@@ -290,6 +315,36 @@ def test_predicting_never_writes_among_the_images(run, tmp_path):
     with pytest.raises(FileExistsError, match="give another --out"):
         predict_files(run, [tmp_path / "a.jpg"], tmp_path)
     assert (tmp_path / "a.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": -11}, "limit: expected at least 1, got -11"),
+        ({"min_score": float("nan")}, "min_score: expected a number within 0..1, got nan"),
+    ],
+)
+def test_options_out_of_range_are_refused(run, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        predict_files(run, [tmp_path], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_images_is_an_error(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"there is no image in .*; expected .*\.jpg"):
+        predict_files(run, [tmp_path], tmp_path / "out")
+
+
+def test_a_picture_that_cannot_be_written_is_one_message(run, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+
+    def save(image, file, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OutputError, match=r"cannot write .*out/a\.jpg: No space left .* free some"):
+        predict_files(run, [tmp_path / "a.png"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])

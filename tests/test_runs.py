@@ -87,6 +87,15 @@ def test_a_config_that_was_cut_off_is_said(data, tmp_path):
         check_run_dir(tmp_path, tiny_config(data))
     with pytest.raises(ConfigError, match=r"config\.yaml is empty"):
         load_run(tmp_path)
+    # What is left of it is valid YAML, but for the places inside a line.
+    prepare_run_dir(tmp_path / "new", tiny_config(data))
+    lines = (tmp_path / "new/config.yaml").read_text().splitlines(keepends=True)
+    for count in range(len(lines)):
+        (tmp_path / "config.yaml").write_text("".join(lines[:count]))
+        with pytest.raises(
+            ConfigError, match=r"config\.yaml is (empty|cut off), so it is not known"
+        ):
+            load_run(tmp_path)
 
 
 def test_where_data_lies_may_change_what_is_trained_may_not(data, tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from sepc_tf.errors import ConfigError
-from sepc_tf.settings import check_settings, check_unused, setting, typed
+from sepc_tf.settings import check_exists, check_settings, check_unused, setting, typed
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -51,6 +51,17 @@ def test_values_become_a_dataclass():
 def test_a_wrong_value_names_file_key_and_what_is_expected(values, message):
     with pytest.raises(ConfigError, match=f"f.yaml: .*{message}"):
         typed(Outer, values, "part.", "f.yaml")
+
+
+def test_a_relative_path_that_leads_nowhere_names_key_and_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    check_exists("data.directory", "there")
+    with pytest.raises(ConfigError) as raised:
+        check_exists("data.directory", "gone")
+    assert str(raised.value) == f"data.directory: gone does not exist (looked up from {tmp_path})"
+    with pytest.raises(ConfigError, match=r"a\.b: /gone does not exist$"):
+        check_exists("a.b", "/gone")
 
 
 def test_none_is_accepted_only_as_the_default():

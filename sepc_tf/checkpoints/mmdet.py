@@ -152,8 +152,8 @@ def import_state_dict(model, state_dict, *, ignore=()):
         `ImportReport`.
 
     Raises:
-        CheckpointError: lists every unexpected, missing and wrongly shaped key; nothing has been
-            assigned then.
+        CheckpointError: lists every key that is unexpected, missing, wrongly shaped or holds NaN;
+            nothing has been assigned then.
 
     Example:
         >>> state_dict = export_state_dict(detector)  # or read_state_dict("retinanet_sepc.pth")
@@ -183,6 +183,8 @@ def import_state_dict(model, state_dict, *, ignore=()):
                 f"wrong shape: {key}: expected {shape}, got {np.shape(state_dict[key])} "
                 f"(for {path})"
             )
+        elif not np.isfinite(state_dict[key]).all():
+            problems.append(f"NaN or infinity: {key}")
         else:
             value = np.asarray(state_dict[key], np.float32)
             values.append((variable, _transposed(value, _TO_OURS[layout])))

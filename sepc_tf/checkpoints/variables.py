@@ -1,5 +1,7 @@
 """The variables of a layer tree under names that are the same on both Keras stacks."""
 
+import numpy as np
+
 from sepc_tf.errors import CheckpointError
 
 
@@ -42,7 +44,8 @@ def assign_variables(variables, arrays, source):
         source: names the origin in the error.
 
     Raises:
-        CheckpointError: names or shapes differ; all differences are listed, nothing is assigned.
+        CheckpointError: names or shapes differ, or a value is NaN or infinite; all differences are
+            listed, nothing is assigned.
     """
     problems = [f"missing: {name}" for name in variables if name not in arrays]
     problems += [f"unexpected: {name}" for name in arrays if name not in variables]
@@ -51,6 +54,7 @@ def assign_variables(variables, arrays, source):
         for name, variable in variables.items()
         if name in arrays and tuple(arrays[name].shape) != tuple(variable.shape)
     ]
+    problems += [f"{name}: holds NaN or infinity" for name in non_finite(arrays)]
     if problems:
         shown = "\n  ".join(
             problems[:20] + [f"... {len(problems) - 20} more"] * (len(problems) > 20)
@@ -58,6 +62,20 @@ def assign_variables(variables, arrays, source):
         raise CheckpointError(f"{source} does not fit:\n  {shown}")
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def non_finite(arrays):
+    """Returns the names of the arrays that hold NaN or infinity.
+
+    Example:
+        >>> non_finite({"kernel": np.zeros(3), "bias": np.array([0.0, np.nan])})
+        ['bias']
+    """
+    return [
+        name
+        for name, array in arrays.items()
+        if array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]
 
 
 def read_variables(variables):

@@ -119,7 +119,7 @@ def _exit_status(function, arguments):
         return _say("interrupted; start again with the same run directory to continue", 130)
     except Terminated as error:
         return _say(str(error), 143)
-    except (UserError, FileExistsError, FileNotFoundError, PermissionError) as error:
+    except (UserError, OSError) as error:
         if arguments.verbose:
             raise
         return _say(f"error: {error}", 2)

@@ -8,19 +8,25 @@ Stopped at any moment and started again, it goes on where it was.
 import sys
 from pathlib import Path
 
+from sepc_tf.cli.numbers import whole_number
+
 
 def add_arguments(parser):
     parser.add_argument("--configs", type=Path, nargs="+", required=True, metavar="FILE_OR_NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
+    parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0], metavar="SEED")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
     parser.add_argument("--report", type=Path, metavar="DIR", help="default: the --out directory")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    parser.add_argument(
+        "--jobs", type=whole_number(1), default=1, help="trainings at the same time"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 
 def run(arguments):
     from sepc_tf.ablation import measure, plan, train_all, write_report
+    from sepc_tf.files import check_writable
 
+    check_writable(arguments.out)
     experiments = plan(arguments.configs, arguments.seeds, arguments.out)
     failed = train_all(experiments, arguments.jobs, arguments.overrides)
     finished = [item for item in experiments if item not in failed]

@@ -5,19 +5,22 @@ sepc-tf benchmark label-assignment
 sepc-tf benchmark input --data data/coco/annotations/instances_val2017.json data/coco/val2017
 """
 
-import json
 from pathlib import Path
 
+from sepc_tf.cli.numbers import whole_number
 from sepc_tf.errors import UserError
+from sepc_tf.files import check_writable, write_json
 
 OF_INPUT = ("data", "images", "workers")
 
 
 def add_arguments(parser):
     parser.add_argument("what", choices=["deform-conv", "label-assignment", "input"])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=whole_number(1), default=15)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
-    parser.add_argument("--batch", type=int, nargs="+", help="of deform-conv; default 1 4")
+    parser.add_argument(
+        "--batch", type=whole_number(1), nargs="+", help="of deform-conv; default 1 4"
+    )
     parser.add_argument(
         "--map", nargs="+", help="of deform-conv: P4, P5, P6, P7 or 'P3, stride 2'; default all"
     )
@@ -25,13 +28,20 @@ def add_arguments(parser):
         "--times-only", action="store_true", help="of deform-conv: no memory, no whole neck"
     )
     parser.add_argument(
-        "--objects", type=int, nargs="+", help="of label-assignment; default 8 32 128 256 512"
+        "--objects",
+        type=whole_number(1),
+        nargs="+",
+        help="of label-assignment; default 8 32 128 256 512",
     )
     parser.add_argument(
         "--data", nargs=2, metavar=("JSON", "FOLDER"), help="of input: COCO annotations, JPEG files"
     )
-    parser.add_argument("--images", type=int, help="of input: images a round; default 256")
-    parser.add_argument("--workers", type=int, help="of input: images at a time; default all cores")
+    parser.add_argument(
+        "--images", type=whole_number(1), help="of input: images a round; default 256"
+    )
+    parser.add_argument(
+        "--workers", type=whole_number(1), help="of input: images at a time; default all cores"
+    )
 
 
 def run(arguments):
@@ -39,6 +49,8 @@ def run(arguments):
 
     from sepc_tf import benchmark
 
+    if arguments.json:
+        check_writable(arguments.json.parent)
     tf.get_logger().setLevel("ERROR")  # it warns of one traced function per form, which is meant
     if arguments.what == "deform-conv":
         _refuse(arguments, "objects", *OF_INPUT)
@@ -67,7 +79,7 @@ def run(arguments):
         report = benchmark.label_assignment(objects, repeats=arguments.repeats)
         print(benchmark.assignment_markdown(report))
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, report, indent=1)
 
 
 def _refuse(arguments, *names):

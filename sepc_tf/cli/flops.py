@@ -7,6 +7,8 @@ sepc-tf flops --table
 import argparse
 from pathlib import Path
 
+from sepc_tf.cli.numbers import whole_number
+
 
 def add_arguments(parser):
     what = parser.add_mutually_exclusive_group(required=True)
@@ -15,7 +17,9 @@ def add_arguments(parser):
         "--table", action="store_true", help="every row of the paper's Tables 1 and 2"
     )
     parser.add_argument("--size", type=_size, default=(800, 1280), metavar="HEIGHTxWIDTH")
-    parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
+    parser.add_argument(
+        "--classes", type=whole_number(1), default=80, help="number of classes (default 80)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 
@@ -38,6 +42,6 @@ def run(arguments):
 
 def _size(text):
     height, separator, width = text.partition("x")
-    if not (separator and height.isdigit() and width.isdigit()):
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, as 800x1280; got {text!r}")
     return int(height), int(width)

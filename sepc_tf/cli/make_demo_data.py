@@ -3,14 +3,14 @@
 sepc-tf make-demo-data demo_data
 """
 
-import argparse
+from sepc_tf.cli.numbers import whole_number
 
 
 def add_arguments(parser):
     parser.add_argument("directory")
-    parser.add_argument("--train-images", type=_count, default=1000)
-    parser.add_argument("--val-images", type=_count, default=200)
-    parser.add_argument("--seed", type=_count, default=0)
+    parser.add_argument("--train-images", type=whole_number(0), default=1000)
+    parser.add_argument("--val-images", type=whole_number(0), default=200)
+    parser.add_argument("--seed", type=whole_number(0), default=0)
 
 
 def run(arguments):
@@ -20,9 +20,3 @@ def run(arguments):
         arguments.directory, arguments.train_images, arguments.val_images, arguments.seed
     )
     print(f"demo data set in {root}")
-
-
-def _count(text):
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text!r}")
-    return int(text)

@@ -5,19 +5,21 @@ sepc-tf predict --run-dir runs/demo --out predictions photos/ image.jpg
 
 from pathlib import Path
 
+from sepc_tf.cli.numbers import fraction, whole_number
+
 
 def add_arguments(parser):
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures and JSON")
-    parser.add_argument("--min-score", type=float, default=0.3, help="draw from this score on")
+    parser.add_argument("--min-score", type=fraction, default=0.3, help="draw from this score on")
     parser.add_argument(
         "--one-per-object",
         action="store_true",
         help="draw the best of the boxes that overlap by half or more, whatever their classes "
         "(the JSON has them all)",
     )
-    parser.add_argument("--limit", type=int, help="at most so many images")
+    parser.add_argument("--limit", type=whole_number(1), help="at most so many images")
     parser.add_argument("paths", nargs="+", type=Path, help="images or folders")
 
 

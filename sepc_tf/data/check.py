@@ -1,9 +1,10 @@
 """What is wrong with a data set in COCO format: the cheap part before training, or all of it."""
 
-import json
 import logging
 import math
 import os
+import re
+import reprlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from sepc_tf.data.images import deep_peak, read_image
 from sepc_tf.errors import DatasetError, UnreadableImageError
+from sepc_tf.files import read_json
 from sepc_tf.progress import track
 
 logger = logging.getLogger(__name__)
@@ -111,10 +113,10 @@ def read_annotations(annotations_json):
         4
     """
     try:
-        content = json.loads(Path(annotations_json).read_text(encoding="utf-8"))
+        content = read_json(annotations_json)
     except OSError as error:
         raise DatasetError(f"{annotations_json}: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         size = os.path.getsize(annotations_json)
         reason = f"not JSON ({error})" if size else "the file is empty"
         raise DatasetError(f"{annotations_json}: {reason}") from error
@@ -142,7 +144,7 @@ def validate_annotations(content, name="annotations"):
                 raise DatasetError(f"{name}: {key}[{index}] is not an object")
             for field_name, (is_valid, expected) in fields.items():
                 if not is_valid(entry.get(field_name)):
-                    got = repr(entry[field_name]) if field_name in entry else "nothing"
+                    got = reprlib.repr(entry[field_name]) if field_name in entry else "nothing"
                     raise DatasetError(
                         f"{name}: {key}[{index}] (id {entry.get('id')}) has {field_name} = {got}, "
                         f"expected {expected}"
@@ -179,7 +181,7 @@ def annotation_problems(content, image_dir):
 
     if image_dir is not None:
         for name in _missing_files(content["images"], image_dir):
-            found.add("missing image", name)
+            found.add("missing image", os.path.join(image_dir, name))
     for image in content["images"]:
         if image["width"] < 1 or image["height"] < 1:
             found.add(
@@ -295,12 +297,22 @@ def check_content(content, image_dir, name, decode=True):
 # Details ----------------------------------------------------------------------------------------
 
 
+def _is_whole(value, lowest, end):
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value < end
+
+
 def _is_id(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+    return _is_whole(value, 0, 2**63)  # below 0 is what fills up a batch
+
+
+def _is_size(value):
+    return _is_whole(value, -(2**31), 2**31)  # what is below 1 is counted, see "bad image size"
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return _is_whole(value, -(2**63), 2**63)  # larger ones may be no float64
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_bbox(value):
@@ -308,25 +320,30 @@ def _is_bbox(value):
 
 
 def _is_text(value):
-    return isinstance(value, str) and value != ""
+    if not isinstance(value, str) or value == "":
+        return False
+    return "\0" not in value and not re.search("[\ud800-\udfff]", value)  # neither can be a name
 
 
 _FIELDS = {
     "images": {
-        "id": (_is_id, "a whole number"),
+        "id": (_is_id, "a whole number from 0 to 2^63 - 1"),
         "file_name": (_is_text, "a file name"),
-        "width": (_is_id, "a whole number of pixels"),
-        "height": (_is_id, "a whole number of pixels"),
+        "width": (_is_size, "a whole number of pixels"),
+        "height": (_is_size, "a whole number of pixels"),
     },
     "annotations": {
-        "id": (_is_id, "a whole number"),
-        "image_id": (_is_id, "a whole number"),
-        "category_id": (_is_id, "a whole number"),
+        "id": (_is_id, "a whole number from 0 to 2^63 - 1"),
+        "image_id": (_is_id, "a whole number from 0 to 2^63 - 1"),
+        "category_id": (_is_id, "a whole number from 0 to 2^63 - 1"),
         "bbox": (_is_bbox, "four finite numbers x, y, width, height"),
         "area": (lambda value: value is None or _is_number(value), "a finite number"),
         "iscrowd": (lambda value: value in (None, 0, 1), "0 or 1"),
     },
-    "categories": {"id": (_is_id, "a whole number"), "name": (_is_text, "a name")},
+    "categories": {
+        "id": (_is_id, "a whole number from 0 to 2^63 - 1"),
+        "name": (_is_text, "a name"),
+    },
 }
 
 _KINDS = {

@@ -242,8 +242,8 @@ def _training_boxes(image, annotations, label_of):
         if annotation["iscrowd"] or annotation["area"] <= 0 or width < 1 or height < 1:
             continue
         # Not np.clip: on two numbers it takes ten times as long, for a million of boxes seconds.
-        x1, x2 = max(x, 0), min(x + width, image["width"])
-        y1, y2 = max(y, 0), min(y + height, image["height"])
+        x1, x2 = min(max(x, 0), image["width"]), max(min(x + width, image["width"]), 0)
+        y1, y2 = min(max(y, 0), image["height"]), max(min(y + height, image["height"]), 0)
         boxes.append((x1, y1, x2, y2))
         labels.append(label_of[annotation["category_id"]])
     boxes, labels = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)

@@ -9,7 +9,6 @@ procedural texture. Small ones are matched by RetinaNet anchors of P3 only, the 
 Digits must not be mirrored: train on this set without flips.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sepc_tf.files import read_json, write_json, writing
 from sepc_tf.optional import import_package
 from sepc_tf.progress import track
 
@@ -79,13 +79,15 @@ def make_demo_dataset(
     }
     if _is_complete(directory, settings):
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(directory)
-    partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=_partial_prefix(directory)))
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory)
+        partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=_partial_prefix(directory)))
     try:
-        for split, count in (("train", train_images), ("val", val_images)):
-            _write_split(partial, split, count, seed)
-        (partial / MARKER).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        with writing(directory):
+            for split, count in (("train", train_images), ("val", val_images)):
+                _write_split(partial, split, count, seed)
+            write_json(partial / MARKER, settings, indent=1)
         partial.chmod(0o755)  # mkdtemp makes it private
         _move_into_place(partial, directory, settings)
     finally:
@@ -106,7 +108,10 @@ def _is_complete(directory, settings):
             f"{directory} exists and is not a demo data set (it has no {MARKER}): name another "
             "directory or remove it"
         )
-    found = json.loads(marker.read_text(encoding="utf-8"))
+    try:
+        found = read_json(marker)
+    except ValueError as error:
+        raise FileExistsError(f"{marker} is damaged ({error}); remove {directory}") from error
     if found != settings:
         raise FileExistsError(
             f"{directory} holds a demo data set made with {found}, asked for {settings}: name "
@@ -201,7 +206,7 @@ def _write_split(root, split, count, seed):
         ],
     }
     path = root / "annotations" / f"instances_{split}.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_json(path, content, indent=None)
 
 
 # Pictures ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.errors import ConfigError
+from sepc_tf.settings import check_exists
 
 
 def load_split(data: DataConfig, split: str) -> CocoDataset:
@@ -22,7 +23,8 @@ def load_split(data: DataConfig, split: str) -> CocoDataset:
         A `CocoDataset`.
 
     Raises:
-        ConfigError: a path that the source needs is not set, or a setting that it does not use is.
+        ConfigError: a path that the source needs is not set or leads nowhere, or a setting that it
+            does not use is set.
         DatasetError: the data cannot be used.
     """
     settings = getattr(data, split)
@@ -33,6 +35,7 @@ def load_split(data: DataConfig, split: str) -> CocoDataset:
                     f"data.{split}.{key} is not set; data.source: coco needs an annotation file "
                     "(data.SPLIT.annotations) and an image folder (data.SPLIT.images)"
                 )
+            check_exists(f"data.{split}.{key}", getattr(settings, key))
         check_source(data)
         return CocoDataset.load(settings.annotations, settings.images)
     if data.directory is None:
@@ -48,6 +51,7 @@ def load_split(data: DataConfig, split: str) -> CocoDataset:
 
         default = {"train": "train", "val": "validation"}[split]
         return load_tfds(data.directory, settings.split or default)
+    check_exists("data.directory", data.directory)
     return load_dataset(data.source, data.directory, settings.split or split, data.class_names)
 
 

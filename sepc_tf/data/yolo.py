@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from sepc_tf.config_files import parse_yaml
 from sepc_tf.data.images import IMAGE_SUFFIXES, image_size
 from sepc_tf.errors import DatasetError
 from sepc_tf.progress import track
@@ -109,7 +110,7 @@ def _data_yaml(path):
 
 def _read_yaml(data_yaml):
     try:
-        data = yaml.safe_load(data_yaml.read_text(encoding="utf-8"))
+        data = parse_yaml(data_yaml.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{data_yaml}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

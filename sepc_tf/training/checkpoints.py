@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sepc_tf.checkpoints.variables import non_finite
 from sepc_tf.errors import CheckpointError
 from sepc_tf.files import replacing
 
@@ -58,7 +59,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, 
         (arrays, meta); the arrays are read-only.
 
     Raises:
-        CheckpointError: the file is missing, cut off, damaged, or something else.
+        CheckpointError: the file is missing, cut off, damaged, something else, or holds NaN.
 
     Example:
         >>> write_checkpoint("step_00000003.npz", {"model/kernel": np.zeros(4)}, {"step": 3})
@@ -162,7 +163,10 @@ def _check_sizes(archive, file_size):
 
 def _read(archive):
     arrays = {name.removesuffix(".npy"): _array(archive, name) for name in archive.namelist()}
-    return arrays, _meta(arrays.pop("meta"))
+    meta = _meta(arrays.pop("meta"))
+    if names := non_finite(arrays):
+        raise ValueError(f"{names[0]} holds NaN or infinity, which detects nothing")
+    return arrays, meta
 
 
 def _array(archive, name):

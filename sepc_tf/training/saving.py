@@ -8,8 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from sepc_tf.checkpoints.variables import assign_variables, named_variables, read_variables
+from sepc_tf.checkpoints.variables import (
+    assign_variables,
+    named_variables,
+    non_finite,
+    read_variables,
+)
 from sepc_tf.compat import optimizer_variables
+from sepc_tf.errors import NonFiniteLossError
 from sepc_tf.training.checkpoints import remove_old, section, write_checkpoint
 from sepc_tf.training.state import RunState
 from sepc_tf.training.termination import Termination
@@ -75,6 +81,7 @@ class Checkpoints(keras.callbacks.Callback):
 
         Raises:
             OutputError: the file cannot be written; the checkpoint before it is still there.
+            NonFiniteLossError: the last update made a weight NaN or infinite; nothing is written.
             Terminated: SIGTERM has come.
         """
         if self._saved_step != self.state.step and self.state.writes:
@@ -82,6 +89,12 @@ class Checkpoints(keras.callbacks.Callback):
             arrays |= _prefixed("optimizer", read_variables(self._optimizer_variables()))
             if self.average:
                 arrays |= _prefixed("ema", read_variables(self.average.averages))
+            if names := non_finite(arrays):
+                raise NonFiniteLossError(
+                    f"step {self.state.step}: {names[0]} became NaN or infinite and nothing was "
+                    "saved; lower train.optimizer.learning_rate and start again with the same run "
+                    "directory, or another"
+                )
             path = self.directory / f"step_{self.state.step:08d}.npz"
             write_checkpoint(path, arrays, {"step": self.state.step, "seconds": self.state.seconds})
             remove_old(self.directory, self.keep)

@@ -181,11 +181,13 @@ def test_everything_wrong_is_listed_and_nothing_assigned():
     state_dict["bbox_head.retina_cls.weight"] = np.zeros([27, 4, 3, 3], np.float32)
     state_dict["neck.1.tail.weight"] = np.zeros([3], np.float32)
     state_dict["backbone.layer1.0.bn3.num_batches_tracked"] = np.zeros([], np.int64)
+    state_dict["backbone.bn1.weight"] = np.full_like(state_dict["backbone.bn1.weight"], np.nan)
     with pytest.raises(CheckpointError) as error:
         import_state_dict(detector, state_dict)
     message = str(error.value)
     for part in (
-        "4 problems",
+        "5 problems",
+        "NaN or infinity: backbone.bn1.weight",
         "missing: neck.1.lconv.bias (4,) (for towers/box_conv/bias)",
         "bbox_head.retina_cls.weight: expected (18, 4, 3, 3), got (27, 4, 3, 3)",
         "unexpected: neck.1.tail.weight (3,)",

@@ -55,6 +55,46 @@ def coco(demo, **changed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["predict", "--run-dir", "r", "--out", "o", ".", "--limit", "-11"],
+            "from 1 on, got '-11'",
+        ),
+        (["predict", "--run-dir", "r", "--out", "o", ".", "--min-score", "nan"], "0..1, got 'nan'"),
+        (["benchmark", "deform-conv", "--repeats", "0"], "whole number from 1 on, got '0'"),
+        (["ablate", "--configs", "a", "--jobs", "0"], "whole number from 1 on, got '0'"),
+        (["make-demo-data", "d", "--seed", "-1"], "whole number from 0 on, got '-1'"),
+        (["flops", "--config", "a", "--size", "0x8"], "expected HEIGHTxWIDTH"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["configs", "copy", "demo_sepc_lite", "file"],
+        ["make-demo-data", "file/data"],
+        ["ablate", "--configs", CONFIG, "--out", "file"],
+        ["benchmark", "label-assignment", "--json", "file/a.json"],
+        ["convert", "--to", "mmdet1", "--run-dir", "r", "--out", "file/a.npz"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    command, tmp_path, monkeypatch, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    code, error = command(*arguments)
+    assert code == 2 and "error: cannot write file" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--config", "configs/demo_sepc_light.yaml"], "does not exist"),
         (["--config", CONFIG, "train.epoch=3"], "did you mean train.epochs"),
         (["--config", CONFIG, "train.epochs=many"], "expected int"),
@@ -137,6 +177,7 @@ def test_a_run_directory_of_another_config_lists_the_differences(command, demo, 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
 def test_a_folder_that_is_no_run_is_named(command, tmp_path, name):
+    (tmp_path / "a.png").touch()
     arguments = {"predict": ["--out", tmp_path / "out", tmp_path], "export": ["--out", tmp_path]}
     code, error = command(name, "--run-dir", tmp_path, *arguments.get(name, []))
     assert code == 2 and "is no run directory" in error

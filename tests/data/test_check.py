@@ -160,6 +160,8 @@ def test_12_bits_in_16_are_recognised(folder):
     [
         ("", "the file is empty"),
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON .nested too deep.$"),
+        ("1" * 5000, "not JSON .*5000 digits.$"),
         ("[]", "got a list"),
         ("{}", "key 'images' is missing"),
         ('{"images": [], "annotations": {}, "categories": []}', "'annotations' is not a list"),
@@ -182,7 +184,24 @@ def test_unusable_files_are_explained(tmp_path, text, message):
         ("images", {"id": None}, r"images\[0\] .* has id = None"),
         ("annotations", {"bbox": [1, 2, 3]}, r"annotations\[0\] \(id 1\) has bbox = \[1, 2, 3\]"),
         ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "four finite numbers"),
+        (
+            "annotations",
+            {"bbox": [1, 2, 10**400, 3]},
+            r"bbox = \[1, 2, 10+\.+0+, 3\], expected four",
+        ),
+        ("annotations", {"area": 10**400}, "expected a finite number"),
+        (
+            "annotations",
+            {"id": 2**63},
+            "id = 9223372036854775808, expected a whole number from 0 to",
+        ),
         ("annotations", {"iscrowd": 2}, "iscrowd = 2, expected 0 or 1"),
+        ("images", {"id": 2**63}, "expected a whole number from 0 to"),
+        ("images", {"id": -1}, "id = -1, expected a whole number from 0 to"),  # fills up batches
+        ("images", {"width": 2**64}, "expected a whole number of pixels"),
+        ("images", {"file_name": "a\0.jpg"}, "expected a file name"),
+        ("images", {"file_name": "\ud800.jpg"}, "expected a file name"),
+        ("categories", {"id": 2**64}, "expected a whole number from 0 to"),
         ("categories", {"name": ""}, "name = '', expected a name"),
     ],
 )

@@ -11,6 +11,7 @@ from sepc_tf.data.images import (
     image_size,
     read_image,
 )
+from sepc_tf.errors import ConfigError
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -77,6 +78,23 @@ def test_exif_orientation_is_applied(orientation, turn):
     expected = turn(decode_image(encode(Image.fromarray(PICTURE), "JPEG", quality=95)))
     np.testing.assert_array_equal(decode_image(contents), expected)
     assert image_size(contents) == expected.shape[:2]
+
+
+def test_the_limit_of_pixels_is_ours_and_can_be_set(monkeypatch):
+    contents = encode(Image.fromarray(PICTURE), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow's, far below
+    np.testing.assert_array_equal(decode_image(contents), PICTURE)
+    assert image_size(contents) == (24, 40) and Image.MAX_IMAGE_PIXELS == 10
+    monkeypatch.setenv("SEPC_TF_MAX_PIXELS", "959")
+    with pytest.raises(UnreadableImageError) as raised:
+        decode_image(contents, "a.png")
+    assert str(raised.value) == (
+        "a.png: its 40 x 24 pixels are more than the limit of 959; if it is meant to be so large, "
+        "set the environment variable SEPC_TF_MAX_PIXELS"
+    )
+    monkeypatch.setenv("SEPC_TF_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="SEPC_TF_MAX_PIXELS: expected a number of pixels"):
+        decode_image(contents)
 
 
 def test_unreadable_files_are_named(tmp_path):

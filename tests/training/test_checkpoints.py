@@ -181,6 +181,15 @@ def test_nothing_to_fall_back_to_is_said(tmp_path):
     assert "starts from the beginning" in warnings[0]
 
 
+def test_a_checkpoint_that_holds_nan_is_refused_and_passed_over(tmp_path):
+    write_checkpoint(tmp_path / "step_1.npz", ARRAYS, {"step": 1})
+    nan = {**ARRAYS, "model/half": np.array([1, np.nan], np.float16)}
+    write_checkpoint(tmp_path / "step_2.npz", nan, {"step": 2})
+    with pytest.raises(CheckpointError, match=r"step_2\.npz .*model/half holds NaN or infinity"):
+        read_checkpoint(tmp_path / "step_2.npz")
+    assert read_latest(tmp_path, lambda text: None)[1]["step"] == 1
+
+
 def test_only_the_newest_are_kept(tmp_path):
     for step in (5, 40, 300):
         write_checkpoint(tmp_path / f"step_{step}.npz", {}, {"step": step})
@@ -222,6 +231,8 @@ def test_a_misfit_lists_every_difference_and_assigns_nothing():
     with pytest.raises(CheckpointError, match=r"(?s)missing: c.*unexpected: d.*b: shape") as error:
         assign_variables(variables, arrays, "x.npz")
     assert "x.npz" in str(error.value)
+    with pytest.raises(CheckpointError, match="a: holds NaN or infinity"):
+        assign_variables({"a": variables["a"]}, {"a": np.float32([1, np.inf])}, "x.npz")
     np.testing.assert_array_equal(variables["a"].numpy(), np.zeros(2))
     assign_variables({"a": variables["a"]}, {"a": arrays["a"]}, "x.npz")
     np.testing.assert_array_equal(variables["a"].numpy(), np.ones(2))

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from sepc_tf.errors import Terminated
+from sepc_tf.errors import NonFiniteLossError, Terminated
 from sepc_tf.training import saving
 from sepc_tf.training.checkpoints import is_readable, read_checkpoint, section, write_checkpoint
 from sepc_tf.training.saving import Checkpoints
@@ -37,6 +37,16 @@ def test_checkpoints_hold_weights_optimizer_and_average(model, tmp_path):
     np.testing.assert_array_equal(
         average.averages["dense/kernel"].numpy(), section(saved[0], "ema")["dense/kernel"]
     )
+
+
+def test_weights_that_became_nan_are_never_saved(model, set_kernel, tmp_path):
+    state = RunState(steps_per_epoch=4)
+    checkpoints = Checkpoints(state, model, tmp_path, every=1, keep=2)
+    state.step = 1
+    set_kernel(model, float("inf"))
+    with pytest.raises(NonFiniteLossError, match="step 1: model/dense/kernel became NaN or inf"):
+        checkpoints.on_train_batch_end(0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_saved_stays_beside_damaged_files_of_later_steps(model, tmp_path):

@@ -1,0 +1,84 @@
+"""kill -9 in whole trainings, and a second training that wants the same directory."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sepc_tf.errors import ConfigError
+from sepc_tf.files import read_json
+from sepc_tf.train import train
+from sepc_tf.training.checkpoints import read_checkpoint, step_files
+
+pytestmark = pytest.mark.reliability
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(config_file, run_dir):
+    command = [sys.executable, "-m", "sepc_tf", "train", "--config", str(config_file)]
+    return subprocess.Popen(
+        [*command, "--run-dir", str(run_dir)],
+        cwd=ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def steps_saved(run_dir):
+    return max((step for step, _ in step_files(run_dir / "checkpoints")), default=0)
+
+
+def wait_for_step(process, run_dir, step):
+    while steps_saved(run_dir) < step and process.poll() is None:
+        time.sleep(0.005)
+
+
+def assert_same_run(run_dir, whole):
+    (step, path), *_ = step_files(run_dir / "checkpoints")
+    assert step == steps_saved(whole)
+    for name in (path.name, "best.npz"):
+        ours = read_checkpoint(run_dir / "checkpoints" / name)[0]
+        theirs = read_checkpoint(whole / "checkpoints" / name)[0]
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            np.testing.assert_array_equal(ours[key], value, err_msg=f"{name} {key}")
+    first, second = (read_json(folder / "history.json") for folder in (run_dir, whole))
+    for entry in (*first, *second):
+        del entry["seconds"]
+    assert first == second
+
+
+def test_kills_at_random_moments_end_bit_equal(whole, config, tmp_path, tries, figures):
+    rng = random.Random(0)
+    last = steps_saved(whole)
+    count, equal, refused, moments = tries(1), 0, 0, []
+    run_dir = tmp_path / "0"
+    for number in range(count):
+        process = start(whole / "config.yaml", run_dir)
+        while not (run_dir / "environment.json").is_file() and process.poll() is None:
+            time.sleep(0.005)
+        if process.poll() is None and not refused:
+            with pytest.raises(ConfigError, match="another process is training in run directory"):
+                train(config, run_dir)
+            refused += 1
+        wait_for_step(process, run_dir, rng.randint(steps_saved(run_dir), last))
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        _, errors = process.communicate()
+        assert process.returncode in (0, -9), errors
+        moments.append(str(steps_saved(run_dir)))
+        if process.returncode == 0 or number == count - 1 or rng.random() < 0.3:
+            train(config, run_dir)
+            assert_same_run(run_dir, whole)
+            equal = number + 1
+            run_dir = tmp_path / str(number + 1)
+    figures("kill -9 while training, then bit-equal", count, equal, f"at step {', '.join(moments)}")
+    figures("a second training of one directory refused", 1, refused)
