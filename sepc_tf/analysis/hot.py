@@ -7,8 +7,6 @@ this one. The tests compare it with pycocotools and with cases made by hand.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from types import ModuleType
 
 from sepc_tf.data.coco import CocoDataset
@@ -55,7 +53,6 @@ def hotcoco_evaluation(dataset: CocoDataset, results: list[dict]):
     truth = package.COCO(content)
     found = truth.load_res([{name: item[name] for name in OF_A_RESULT} for item in results])
     evaluation = package.COCOeval(truth, found, "bbox")
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation.evaluate()
+    evaluation.accumulate()
     return evaluation

@@ -20,19 +20,22 @@ class Matches:
         scores: `[n]` float64.
         right: `[n]` bool: it has found an object of its class that no better one found.
         labels: `[n]` int, 0-based.
+        index: `[n]` int, the place of each in the list of results.
         objects: `[classes]` int, number of objects of each class.
     """
 
     scores: np.ndarray
     right: np.ndarray
     labels: np.ndarray
+    index: np.ndarray
     objects: np.ndarray
 
     def of_class(self, label: int) -> Matches:
         """The same for one class alone."""
         mine = self.labels == label
         objects = np.where(np.arange(len(self.objects)) == label, self.objects, 0)
-        return Matches(self.scores[mine], self.right[mine], self.labels[mine], objects)
+        kept = (values[mine] for values in (self.scores, self.right, self.labels, self.index))
+        return Matches(*kept, objects)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def match(dataset: CocoDataset, results: list[dict], iou: float = 0.5) -> Matche
     found = detections_as_coco(dataset, results)
     evaluation = accumulated(dataset, found, iouThrs=np.array([iou]), **EVERY_AREA)
     label_of = {number: label for label, number in enumerate(dataset.category_ids)}
-    scores, right, labels = [np.empty(0)], [np.empty(0, bool)], [np.empty(0, int)]
+    scores, right = [np.empty(0)], [np.empty(0, bool)]
+    labels, index = [np.empty(0, int)], [np.empty(0, int)]
     objects = np.zeros(dataset.num_classes, int)
     for entry in filter(None, evaluation.evalImgs):  # of one image and class each
         label = label_of[entry["category_id"]]
@@ -84,9 +88,9 @@ def match(dataset: CocoDataset, results: list[dict], iou: float = 0.5) -> Matche
         scores.append(np.array(entry["dtScores"], float)[counts])
         right.append(entry["dtMatches"][0][counts] > 0)
         labels.append(np.full(counts.sum(), label))
-    scores, right, labels = (np.concatenate(values) for values in (scores, right, labels))
-    order = np.argsort(-scores, kind="stable")
-    return Matches(scores[order], right[order], labels[order], objects)
+        index.append(np.array(entry["dtIds"], int)[counts] - 1)
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    return Matches(*(np.concatenate(v)[order] for v in (scores, right, labels, index)), objects)
 
 
 def f1_curve(matches: Matches) -> F1Curve:
@@ -94,7 +98,8 @@ def f1_curve(matches: Matches) -> F1Curve:
 
     Example:
         >>> scores, right = np.array([0.9, 0.6, 0.3]), np.array([True, True, False])
-        >>> f1_curve(Matches(scores, right, np.zeros(3, int), np.array([2]))).best["threshold"]
+        >>> labels, index = np.zeros(3, int), np.arange(3)
+        >>> f1_curve(Matches(scores, right, labels, index, np.array([2]))).best["threshold"]
         0.6
     """
     # Of equal scores all or none pass a threshold: the curve has a point at the last of them.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sepc_tf.analysis import plots
+from sepc_tf.analysis.confusion import confusion_matrix
 from sepc_tf.analysis.groups import ap_by_aspect, ap_by_count, ap_by_size
 from sepc_tf.analysis.hot import hotcoco_evaluation
 from sepc_tf.analysis.matches import f1_curve, match, precision_curves
@@ -70,10 +71,7 @@ def analyze(
     evaluation = hotcoco_evaluation(dataset, results)
     tide = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
     calibration = evaluation.calibration(n_bins=CALIBRATION_BINS, iou_threshold=0.5)
-    confusion = evaluation.confusion_matrix(iou_thr=0.5, min_score=threshold)
-    order = [confusion["cat_ids"].index(number) for number in dataset.category_ids]
-    order.append(len(order))
-    matrix = np.array(confusion["matrix"], np.int64)[np.ix_(order, order)]
+    matrix = confusion_matrix(dataset, [results[index] for index in matches.index], threshold)
     groups = {
         "size": ap_by_size(dataset, results),
         "aspect": ap_by_aspect(dataset, results),
