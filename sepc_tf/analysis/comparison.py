@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from sepc_tf.analysis.bootstrap import METRICS, WeightedPrecision
 from sepc_tf.analysis.detections import run_detections
-from sepc_tf.analysis.hot import hotcoco, hotcoco_evaluation
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.fingerprint import fingerprint
 from sepc_tf.errors import DatasetError
+from sepc_tf.evaluation.coco import evaluate_detections
+from sepc_tf.progress import track
 
-CONFIDENCE = 0.95
+PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class Comparison:
     """Two runs compared.
 
     Attributes:
-        differences: one `Difference` for each of COCO's numbers that there is.
-        per_class: dict from class name to (AP of the first, AP of the second).
+        differences: one `Difference` for each of AP, AP50, AP75, APs, APm, APl that there is.
+        per_class: dict from class name to (AP of the first, AP of the second), of the classes that
+            have objects.
         images, samples, seed: what the intervals were made with.
     """
 
@@ -102,34 +107,35 @@ def compare_results(
         samples: how often images are drawn.
         seed: of the draws; the same seed gives the same intervals.
 
-    Raises:
-        MissingPackageError: hotcoco is not installed.
-
     Example:
         >>> same = compare_results(dataset, [], [], samples=10).differences[0]
         >>> same.metric, same.difference, same.low, same.high
         ('AP', 0.0, 0.0, 0.0)
     """
-    evaluations = [hotcoco_evaluation(dataset, results) for results in (first, second)]
-    found = hotcoco().compare(
-        *evaluations, n_bootstrap=samples, seed=seed, confidence=CONFIDENCE
-    )
+    pair = [WeightedPrecision(dataset, results) for results in (first, second)]
+    before, after = (precision(np.ones(len(dataset))) for precision in pair)
+    drawn = {name: [] for name in METRICS}
+    rng = np.random.default_rng(seed)
+    for _ in track(range(samples), samples, "comparing"):
+        numbers = rng.integers(0, len(dataset), len(dataset))
+        weights = np.bincount(numbers, minlength=len(dataset)).astype(float)
+        values = [precision(weights) for precision in pair]
+        for name in METRICS:
+            if values[0][name] is not None:
+                drawn[name].append(values[1][name] - values[0][name])
     differences = [
         Difference(
             name,
-            found["metrics_a"][name],
-            found["metrics_b"][name],
-            found["ci"][name]["lower"],
-            found["ci"][name]["upper"],
+            before[name],
+            after[name],
+            *(float(end) for end in np.percentile(drawn[name], PERCENTILES)),
         )
-        for name in found["metric_keys"]
-        if found["metrics_a"][name] >= 0  # -1: there are no objects of this size
+        for name in METRICS
+        if drawn[name]
     ]
-    names = dict(zip(dataset.category_ids, dataset.class_names))
+    aps = [evaluate_detections(dataset, results).per_class for results in (first, second)]
     per_class = {
-        names[item["cat_id"]]: (item["ap_a"], item["ap_b"])
-        for item in sorted(found["per_category"], key=lambda item: item["cat_id"])
-        if item["ap_a"] >= 0
+        name: (value, aps[1][name]) for name, value in aps[0].items() if value is not None
     }
     return Comparison(differences, per_class, len(dataset), samples, seed)
 
@@ -152,13 +158,11 @@ def compare_runs(
 
     Raises:
         DatasetError: the runs have different validation sets.
-        MissingPackageError: hotcoco is not installed.
 
     Example:
         >>> compare_runs("runs/demo", "runs/demo", samples=10).images
         4
     """
-    hotcoco()  # a missing package is an error before the work
     dataset, of_first = run_detections(first, checkpoint, overrides)
     other, of_second = run_detections(second, checkpoint, overrides)
     if fingerprint(dataset) != fingerprint(other):

@@ -1,8 +1,8 @@
 """The evaluation by hotcoco, which tells apart kinds of errors.
 
 hotcoco is a port of pycocotools with the same matching; its error types follow TIDE. It is the
-optional package of `sepc-tf analyze` and `sepc-tf compare`, and the only module that imports it is
-this one. The tests compare it with pycocotools and with cases made by hand.
+optional package of `sepc-tf analyze`, and this is the only module that imports it. The tests
+compare it with pycocotools and with cases made by hand.
 """
 
 from __future__ import annotations

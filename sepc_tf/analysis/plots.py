@@ -62,8 +62,8 @@ def precision_recall(
     for axis in (left, right):
         axis.set(xlim=(0, 1), ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9, ncols=len(ious))
     if named:
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9, ncols=len(ious))
         right.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, title="AP")
     return figure
 
@@ -230,7 +230,10 @@ def reliability(bins: list[dict], ece: float) -> Figure:
     counts = [item["count"] for item in bins]
     bars = bottom.bar(left, counts, width, align="edge", color=GREY, edgecolor="white")
     bottom.bar_label(bars, fontsize=8)
-    bottom.set(xlabel="score", ylabel="detections", yscale="log", ylim=(0.5, 6 * max(*counts, 1)))
+    highest = 6 * max([*counts, 1])  # on a log axis, with room for the numbers
+    bottom.set(xlabel="score", ylabel="detections", ylim=(0.5, highest))
+    if any(counts):
+        bottom.set_yscale("log")
     for axis in (top, bottom):
         axis.grid(axis="y", alpha=0.3)
         axis.set_axisbelow(True)

@@ -2,7 +2,7 @@
 
   sepc-tf compare runs/baseline runs/sepc_lite
 
-A star marks an interval that leaves out zero. Needs hotcoco: pip install "sepc-tf[analysis]".
+A star marks an interval that leaves out zero.
 """
 
 import argparse
