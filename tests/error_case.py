@@ -4,7 +4,7 @@ from sepc_tf.data.coco import CocoDataset
 
 
 def boxed(number, image_id, category_id, bbox, iscrowd=0):
-    x, y, width, height = bbox
+    _, _, width, height = bbox
     return {
         "id": number,
         "image_id": image_id,
@@ -38,9 +38,7 @@ DETECTIONS = {
 
 def dataset_of(objects):
     content = {
-        "images": [
-            {"id": n, "file_name": f"{n}.png", "width": 400, "height": 400} for n in (1, 2)
-        ],
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 400, "height": 400} for n in (1, 2)],
         "annotations": [dict(item) for item in objects],
         "categories": [{"id": 3, "name": "ant"}, {"id": 7, "name": "cat"}],
     }

@@ -33,7 +33,7 @@ def random_dataset(seed=0, images=20, most_objects=7):
                     "iscrowd": int(rng.random() < 0.08),
                 }
             )
-    return CocoDataset.from_content(content, lambda name: None, "random")
+    return CocoDataset.from_content(content, _unreadable, "random")
 
 
 def perturbed_results(dataset, seed=0):
@@ -66,3 +66,10 @@ def perturbed_results(dataset, seed=0):
             }
         )
     return results
+
+
+def _unreadable(name):
+    def read():
+        raise OSError(2, "No such file or directory", name)
+
+    return read

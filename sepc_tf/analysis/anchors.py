@@ -115,7 +115,8 @@ def fit_anchors(dataset: CocoDataset, config: Config, seed: int = 0) -> AnchorRe
     options = getattr(config.detector.options, "anchors", None)
     if options is None:
         raise ConfigError(
-            f"detector.type: {config.detector.type} has no anchors to fit (detector.options.anchors)"
+            f"detector.type: {config.detector.type} has no anchors to fit: no setting "
+            "detector.options.anchors"
         )
     dataset.check_trainable()
     boxes = resized_boxes(dataset, config.data)

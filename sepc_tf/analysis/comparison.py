@@ -134,9 +134,7 @@ def compare_results(
         if drawn[name]
     ]
     aps = [evaluate_detections(dataset, results).per_class for results in (first, second)]
-    per_class = {
-        name: (value, aps[1][name]) for name, value in aps[0].items() if value is not None
-    }
+    per_class = {name: (value, aps[1][name]) for name, value in aps[0].items() if value is not None}
     return Comparison(differences, per_class, len(dataset), samples, seed)
 
 

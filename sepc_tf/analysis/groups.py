@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def ap_by(
     for coco in (truth, found):
         for item in coco.anns.values():
             item["area"] = value(item, dataset.coco.imgToAnns[item["image_id"]])
-    ranges = [[low, np.nextafter(high, 0)] for low, high in zip(edges, edges[1:])]
+    ranges = [[low, np.nextafter(high, 0)] for low, high in itertools.pairwise(edges)]
     evaluation = accumulated(
         dataclasses.replace(dataset, coco=truth),
         found,

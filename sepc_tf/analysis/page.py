@@ -73,7 +73,9 @@ class Page:
         body = "\n".join(
             "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
         )
-        self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>")
+        self._parts.append(
+            f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+        )
 
     def figure(self, png: bytes, alt: str) -> None:
         """A PNG picture, and what it shows for those who cannot see it."""
@@ -82,9 +84,7 @@ class Page:
     def photograph(self, jpeg: bytes, caption: str) -> None:
         """A JPEG picture with a caption."""
         picture = _image("jpeg", jpeg, caption)
-        self._parts.append(
-            f"<figure><figcaption>{escape(caption)}</figcaption>{picture}</figure>"
-        )
+        self._parts.append(f"<figure><figcaption>{escape(caption)}</figcaption>{picture}</figure>")
 
     def html(self) -> str:
         """The whole page."""

@@ -46,7 +46,9 @@ def precision_recall(
         if seen.any():
             curve = precision[number][:, seen].mean(axis=1)
             colour = (BLUE, ORANGE, GREY)[number % 3]
-            left.plot(recalls, curve, color=colour, label=f"IoU {iou:g}: AP {100 * curve.mean():.1f}")
+            left.plot(
+                recalls, curve, color=colour, label=f"IoU {iou:g}: AP {100 * curve.mean():.1f}"
+            )
     left.set(title="all classes", xlabel="recall", ylabel="precision")
     order = [k for k in np.argsort(np.nanmean(np.where(seen, precision[0], 0), axis=0)) if seen[k]]
     named = order[:MOST_CURVES]
@@ -201,7 +203,8 @@ def reliability(bins: list[dict], ece: float) -> Figure:
 
     Example:
         >>> one = {"bin_lower": 0, "bin_upper": 1, "count": 4}
-        >>> reliability([{**one, "avg_confidence": 0.5, "avg_accuracy": 0.5}], 0.0).savefig("ece.png")
+        >>> one |= {"avg_confidence": 0.5, "avg_accuracy": 0.5}
+        >>> reliability([one], 0.0).savefig("reliability.png")
     """
     figure = Figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

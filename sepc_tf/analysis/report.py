@@ -178,17 +178,17 @@ def _page(report, pictures, photographs):
     best, threshold = report["best_threshold"], report["confusion"]["threshold"]
     page = Page(
         f"Analysis of {report['title']}",
-        f"{data['images']} images, {data['objects']} objects and {report['detections']} detections; "
-        f"{data['name']}",
+        f"{data['images']} images, {data['objects']} objects and {report['detections']} "
+        f"detections; {data['name']}",
     )
     first = [name for name in report["metrics"] if name.startswith(("AP", "mAP"))]
     page.numbers({name: _percent(report["metrics"][name]) for name in first})
 
     page.section(
         "Errors",
-        "Each false detection and each object that was not found has one cause. A detection has the "
-        "wrong class (IoU with an object of another class at least 0.5), the wrong place (IoU with "
-        "one of its class 0.1 to 0.5), both, is a duplicate of a better one, or lies on background "
+        "Each false detection and each object that was not found has one cause. A detection has "
+        "the wrong class (IoU with an object of another class at least 0.5), the wrong place (IoU "
+        "with one of its class 0.1 to 0.5), both, is a duplicate of a better one, or lies on background "
         "(IoU below 0.1 with every object). Missed are the objects that none of these accounts for. "
         f"The left side says how much AP50, now {_percent(errors['ap50'])}, would grow if errors "
         "of one kind were mended and nothing else changed; gains do not add up.",
@@ -242,8 +242,8 @@ def _page(report, pictures, photographs):
 
     page.section(
         "Calibration",
-        "How often a detection of a given score is right at IoU 0.5. Bars above the dotted line: "
-        "scores are too low; below: too high. The expected calibration error, "
+        "How often a detection of a given score is right at IoU 0.5. Bars above the dotted "
+        "line: scores are too low; below: too high. The expected calibration error, "
         f"{_percent(calibration['ece'])} %, is the distance from the line, weighted with the number "
         "of detections.",
     )
@@ -257,9 +257,7 @@ def _page(report, pictures, photographs):
     if not photographs:
         page.paragraph("There is none with an error that could be read.")
     for item, contents in photographs:
-        page.photograph(
-            contents, f"{item.image.file_name}: F1 {_percent(item.f1)}; {item.caption}"
-        )
+        page.photograph(contents, f"{item.image.file_name}: F1 {_percent(item.f1)}; {item.caption}")
     return page.html()
 
 

@@ -87,9 +87,7 @@ def test_boxes_of_one_shape_get_anchors_of_that_shape():
 
 
 def test_what_is_printed_is_a_config_that_has_these_anchors(tmp_path):
-    report = fit_anchors(
-        random_dataset(6), config("detector.options.anchors.scales=[6.0, 9.0]")
-    )
+    report = fit_anchors(random_dataset(6), config("detector.options.anchors.scales=[6.0, 9.0]"))
     head, _, lines = report.text().partition("\n\n")
     assert f"{100 * report.fitted.recall:.1f} %" in head and f"{report.now.mean_iou:.3f}" in head
     (tmp_path / "mine.yaml").write_text(f"_base_: {CONFIG}\n{lines}\n")

@@ -11,9 +11,7 @@ from sepc_tf.evaluation.coco import evaluate_detections
 def test_coco_s_own_sizes_give_coco_s_numbers():
     dataset = random_dataset(2)
     results = perturbed_results(dataset, 2)
-    groups = ap_by(
-        dataset, results, lambda item, _: math.sqrt(item["area"]), (0, 32, 96, math.inf)
-    )
+    groups = ap_by(dataset, results, lambda item, _: math.sqrt(item["area"]), (0, 32, 96, math.inf))
     metrics = evaluate_detections(dataset, results)
     assert [group.ap for group in groups] == [metrics.APs, metrics.APm, metrics.APl]
     assert [group.name for group in groups] == ["below 32", "32 to 96", "from 96"]

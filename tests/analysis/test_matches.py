@@ -49,7 +49,12 @@ def test_a_class_alone_has_its_own_objects_and_detections(dataset, results):
 def test_detections_of_equal_score_pass_together():
     dataset = random_dataset(1, images=3)
     results = [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "score": 0.5,
+        }
         for a in dataset.coco.anns.values()
         if not a["iscrowd"]
     ]

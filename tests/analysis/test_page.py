@@ -19,7 +19,10 @@ def test_text_is_escaped_and_pictures_are_inside():
     assert not re.search(r"<script|<b>cat|<i>", html)
     assert "&lt;b&gt;cat&lt;/b&gt;" in html and 'alt="says &quot;so&quot;"' in html
     found = re.findall(r'src="data:image/(\w+);base64,([^"]+)"', html)
-    assert [(kind, base64.b64decode(text)) for kind, text in found] == [("png", png), ("jpeg", jpeg)]
+    assert [(kind, base64.b64decode(text)) for kind, text in found] == [
+        ("png", png),
+        ("jpeg", jpeg),
+    ]
     assert html.count('href="#section-1"') == html.count('id="section-1"') == 1
 
 

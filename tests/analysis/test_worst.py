@@ -14,7 +14,12 @@ pytest.importorskip("hotcoco", reason="needs the extra analysis")
 
 def truth(dataset, image, score=0.9):
     return [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": score}
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "score": score,
+        }
         for a in dataset.coco.imgToAnns[image.image_id]
         if not a["iscrowd"]
     ]
