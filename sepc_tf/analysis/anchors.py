@@ -158,7 +158,7 @@ def resized_boxes(dataset: CocoDataset, data: DataConfig) -> Boxes:
         data: its `short_side`, `short_side_mode` and `long_side`.
 
     Example:
-        >>> resized_boxes(dataset, config.data).sizes.max()
+        >>> float(resized_boxes(dataset, config.data).sizes.max())
         64.0
     """
     sides = data.short_side

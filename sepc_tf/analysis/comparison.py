@@ -157,9 +157,10 @@ def compare_runs(
     Raises:
         DatasetError: the runs have different validation sets.
 
-    Example:
-        >>> compare_runs("runs/demo", "runs/demo", samples=10).images
-        4
+    Example, which builds two detectors where they have not been evaluated yet:
+        >>> comparison = compare_runs("runs/first", "runs/second")  # doctest: +SKIP
+        >>> comparison.differences[0].difference  # doctest: +SKIP
+        0.021
     """
     dataset, of_first = run_detections(first, checkpoint, overrides)
     other, of_second = run_detections(second, checkpoint, overrides)

@@ -31,7 +31,7 @@ def confusion_matrix(
         MissingPackageError: hotcoco is not installed.
 
     Example:
-        >>> confusion_matrix(dataset, [], 0.5)[:, -1].sum() == len(dataset.coco.anns)
+        >>> int(confusion_matrix(dataset, [], 0.5)[:, -1].sum()) == len(dataset.coco.anns)
         True
     """
     evaluation = hotcoco_evaluation(dataset, results)

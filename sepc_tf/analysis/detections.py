@@ -36,10 +36,9 @@ def run_detections(
     Raises:
         UserError: the run or its data cannot be used.
 
-    Example:
-        >>> dataset, results = run_detections("runs/demo")
-        >>> len(dataset)
-        4
+    Example, which builds the detector and takes seconds:
+        >>> dataset, results = run_detections("runs/demo")  # doctest: +SKIP
+        >>> metrics = evaluate_detections(dataset, results)  # doctest: +SKIP
     """
     directory = Path(run_dir) / "evaluation"
     config = run_config(run_dir, overrides)

@@ -81,9 +81,9 @@ def ap_by(
         list of `Group`, of those that have objects.
 
     Example:
-        >>> groups = ap_by(dataset, [], lambda item, _: item["bbox"][2], (0, 128, math.inf))
+        >>> groups = ap_by(dataset, [], lambda item, _: item["bbox"][2], (0, 300, math.inf))
         >>> [group.name for group in groups]
-        ['below 128', 'from 128']
+        ['below 300']
     """
     # pycocotools sorts by the key `area`, whatever is written there. Its ranges include both ends.
     truth, found = _copy(dataset.coco), detections_as_coco(dataset, results)

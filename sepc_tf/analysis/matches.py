@@ -72,7 +72,7 @@ def match(dataset: CocoDataset, results: list[dict], iou: float = 0.5) -> Matche
         iou: overlap from which a detection may be right.
 
     Example:
-        >>> match(dataset, []).objects.sum() == len(dataset.coco.anns)
+        >>> int(match(dataset, []).objects.sum()) == len(dataset.coco.anns)
         True
     """
     found = detections_as_coco(dataset, results)

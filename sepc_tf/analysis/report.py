@@ -188,10 +188,10 @@ def _page(report, pictures, photographs):
         "Errors",
         "Each false detection and each object that was not found has one cause. A detection has "
         "the wrong class (IoU with an object of another class at least 0.5), the wrong place (IoU "
-        "with one of its class 0.1 to 0.5), both, is a duplicate of a better one, or lies on background "
-        "(IoU below 0.1 with every object). Missed are the objects that none of these accounts for. "
-        f"The left side says how much AP50, now {_percent(errors['ap50'])}, would grow if errors "
-        "of one kind were mended and nothing else changed; gains do not add up.",
+        "with one of its class 0.1 to 0.5), both, is a duplicate of a better one, or lies on "
+        "background (IoU below 0.1 with every object). Missed are the objects that none of these "
+        f"accounts for. The left side says how much AP50, now {_percent(errors['ap50'])}, would "
+        "grow if errors of one kind were mended and nothing else changed; gains do not add up.",
     )
     page.figure(pictures["errors"], "AP50 gained by mending each kind of error, and their numbers")
 
@@ -244,8 +244,8 @@ def _page(report, pictures, photographs):
         "Calibration",
         "How often a detection of a given score is right at IoU 0.5. Bars above the dotted "
         "line: scores are too low; below: too high. The expected calibration error, "
-        f"{_percent(calibration['ece'])} %, is the distance from the line, weighted with the number "
-        "of detections.",
+        f"{_percent(calibration['ece'])} %, is the distance from the line, weighted with the "
+        "number of detections.",
     )
     page.figure(pictures["calibration"], "share of right detections over their score")
 

@@ -22,8 +22,9 @@ def run(arguments):
     from sepc_tf.analysis.hot import hotcoco
     from sepc_tf.runs import run_config
 
-    hotcoco()  # a missing package is an error before the work
     overrides = arguments.overrides
+    thresholds = run_config(arguments.run_dir, overrides).evaluation.iou_thresholds
+    hotcoco()  # a missing package is an error before the work
     dataset, results = run_detections(arguments.run_dir, arguments.checkpoint, overrides)
     out_dir = arguments.out or arguments.run_dir / "analysis"
     analyze(
@@ -31,7 +32,7 @@ def run(arguments):
         results,
         out_dir,
         str(arguments.run_dir),
-        run_config(arguments.run_dir, overrides).evaluation.iou_thresholds,
+        thresholds,
         arguments.worst,
     )
     print(f"{out_dir / 'analysis.html'}, its figures and analysis.json")
