@@ -186,7 +186,7 @@ def test_an_overlap_that_is_none_is_named(command, tmp_path):
     from sepc_tf.runs import prepare_run_dir
 
     run_dir = prepare_run_dir(tmp_path / "run", load_config(CONFIG))
-    for given, message in (("33", "33.0: expected numbers > 0 and <= 1"), ("x", "'x'")):
+    for given, message in (("33", "[33.0]: expected numbers > 0 and <= 1"), ("x", "'x'")):
         code, error = command("evaluate", "--run-dir", run_dir, "--iou", given)
         assert code == 2 and "evaluation.iou_thresholds" in error and message in error
 
