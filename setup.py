@@ -60,8 +60,9 @@ setup(
             "tensorflow-addons>=0.23,<0.24",
             "tensorflow-metadata<1.18",
         ],
+        "analysis": ["hotcoco>=1.3,<2"],
         "convert": ["torch>=2.6"],
         "kerashub": ["keras-hub==0.29.1"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "hotcoco>=1.3,<2"],
     },
 )

@@ -22,6 +22,7 @@ from sepc_tf.config_files import find_config, inherited_values, parse_yaml
 from sepc_tf.data.config import OF_A_SOURCE, DataConfig, SplitConfig
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
+from sepc_tf.evaluation.config import EvaluationConfig
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_settings, merge, resolved, setting
 from sepc_tf.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DetectorConfig",
+    "EvaluationConfig",
     "HeadConfig",
     "OptimizerConfig",
     "ScheduleConfig",
@@ -52,6 +54,7 @@ class Config:
     detector: DetectorConfig = setting(DetectorConfig())
     data: DataConfig = setting(DataConfig())
     train: TrainConfig = setting(TrainConfig())
+    evaluation: EvaluationConfig = setting(EvaluationConfig())
 
 
 def load_config(path: str | Path, overrides: tuple | list = ()) -> Config:

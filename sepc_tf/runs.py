@@ -54,6 +54,7 @@ FREE_TO_CHANGE = (
     "data.val.annotations",
     "data.val.images",
     "detector.backbone.weights",
+    "evaluation.iou_thresholds",
 )
 
 # What is cut off may still be valid YAML, whose missing settings would have their defaults.
@@ -288,16 +289,10 @@ def load_run(
     """
     run_dir = Path(run_dir)
     strategy = strategy or tf.distribute.get_strategy()
-    if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(
-            f"{run_dir} is no run directory (it has no config.yaml); train one with "
-            "sepc-tf train --config FILE --run-dir DIR"
-        )
-    config = _saved_config(run_dir, overrides)
+    config = run_config(run_dir, overrides)
     categories = read_categories(run_dir)
-    path = _checkpoint_path(run_dir, checkpoint)
+    path = checkpoint_path(run_dir, checkpoint)
     arrays, meta = read_checkpoint(path)
-    config.detector.backbone.weights = None  # the checkpoint holds them
     with strategy.scope():
         detector = build_detector(config.detector, num_classes=len(categories))
     averages = section(arrays, "ema")
@@ -306,8 +301,46 @@ def load_run(
     return Run(config, detector, categories, path, meta["step"], strategy, batch_size)
 
 
-def _checkpoint_path(run_dir, checkpoint):
-    checkpoints = run_dir / "checkpoints"
+def run_config(run_dir: str | Path, overrides: tuple | list = ()) -> Config:
+    """The config of a run, as its detector is built again: the checkpoint has the weights.
+
+    Args:
+        run_dir: the run directory.
+        overrides: `"dotted.key=value"` strings, as for `load_config`.
+
+    Raises:
+        ConfigError: the folder is no run directory.
+
+    Example:
+        >>> run_config("runs/demo").detector.type
+        'retinanet'
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run_dir} is no run directory (it has no config.yaml); train one with "
+            "sepc-tf train --config FILE --run-dir DIR"
+        )
+    config = _saved_config(run_dir, overrides)
+    config.detector.backbone.weights = None
+    return config
+
+
+def checkpoint_path(run_dir: str | Path, checkpoint: str | Path = "best") -> Path:
+    """The file of a checkpoint of a run.
+
+    Args:
+        run_dir: the run directory.
+        checkpoint: "best" (highest AP), "last" (newest step), or the path of a checkpoint.
+
+    Raises:
+        CheckpointError: the run has none of this name.
+
+    Example:
+        >>> checkpoint_path("runs/demo").name
+        'best.npz'
+    """
+    checkpoints = Path(run_dir) / "checkpoints"
     if checkpoint == "best":
         if (checkpoints / "best.npz").is_file():
             return checkpoints / "best.npz"

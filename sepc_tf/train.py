@@ -168,7 +168,13 @@ def _train(config, run_dir, termination, on_exit):
         average,
         termination,
     )
-    evaluator = Evaluator(detector, val_set, evaluation_pipeline(val_set, config), strategy)
+    evaluator = Evaluator(
+        detector,
+        val_set,
+        evaluation_pipeline(val_set, config),
+        strategy,
+        config.evaluation.iou_thresholds,
+    )
     evaluation = Evaluation(
         state,
         lambda: evaluator.evaluate_and_log(writer, state.step),

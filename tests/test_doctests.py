@@ -39,6 +39,14 @@ MODULES = ["sepc_tf"] + [
     for module in pkgutil.walk_packages(sepc_tf.__path__, "sepc_tf.")
     if not module.name.endswith("__main__")
 ]
+# Module -> package it cannot do without, and the extra that installs it.
+OF_EXTRAS = {
+    "sepc_tf.kerashub": ("keras_hub", "kerashub (Keras 3)"),
+    "sepc_tf.analysis.confusion": ("hotcoco", "analysis"),
+    "sepc_tf.analysis.hot": ("hotcoco", "analysis"),
+    "sepc_tf.analysis.report": ("hotcoco", "analysis"),
+    "sepc_tf.analysis.worst": ("hotcoco", "analysis"),
+}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 SMALL = [
     *("data.directory=demo_data", "data.short_side=[64]", "data.test_short_side=64"),
@@ -108,8 +116,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name, request, tmp_path, monkeypatch):
-    if name == "sepc_tf.kerashub":
-        pytest.importorskip("keras_hub", reason="needs the extra kerashub (Keras 3)")
+    if name in OF_EXTRAS:
+        package, extra = OF_EXTRAS[name]
+        pytest.importorskip(package, reason=f"needs the extra {extra}")
     module = importlib.import_module(name)
     tests = [test for test in doctest.DocTestFinder().find(module, name) if test.examples]
     if not tests:

@@ -21,10 +21,13 @@ from sepc_tf.progress import shown
 COMMANDS = (
     "train",
     "evaluate",
+    "analyze",
+    "compare",
     "predict",
     "export",
     "configs",
     "check-dataset",
+    "anchors",
     "make-demo-data",
     "convert",
     "convert-dataset",

@@ -2,7 +2,8 @@
 
 import contextlib
 import io
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ class CocoMetrics:
         AR1, AR10, AR100: average recall with at most 1, 10, 100 detections an image.
         ARs, ARm, ARl: the last by area.
         per_class: dict from class name to AP, in label order; None for a class without objects.
+        at_iou: dict from `mAP@<IoU>` to the average precision at that overlap, for the thresholds
+            that were asked for.
     """
 
     AP: float
@@ -51,18 +54,19 @@ class CocoMetrics:
     ARm: float
     ARl: float
     per_class: dict
+    at_iou: dict = field(default_factory=dict)
 
     def to_dict(self):
-        """The metrics as a dict that can be written as JSON."""
-        return asdict(self)
+        """The metrics as one flat dict that can be written as JSON, `per_class` nested in it."""
+        return {**self.summary, "per_class": self.per_class}
 
     @property
     def summary(self):
-        """dict of the twelve numbers, without the classes."""
-        return {name: getattr(self, name) for name in METRIC_NAMES}
+        """dict of the twelve numbers and those of `at_iou`, without the classes."""
+        return {**{name: getattr(self, name) for name in METRIC_NAMES}, **self.at_iou}
 
     def table(self):
-        """The twelve numbers as a `rich.table.Table`."""
+        """The numbers of `summary` as a `rich.table.Table`."""
         from rich.table import Table
 
         table = Table(title="COCO box metrics")
@@ -129,7 +133,7 @@ def to_coco_results(detections, dataset, convention="modern"):
     return results
 
 
-def evaluate_detections(dataset, results):
+def evaluate_detections(dataset, results, iou_thresholds: Sequence[float] = ()):
     """Runs COCO's box evaluation.
 
     Detections on crowd regions are neither right nor wrong, as COCO has it. All images of `dataset`
@@ -139,6 +143,8 @@ def evaluate_detections(dataset, results):
         dataset: a `CocoDataset`.
         results: list in COCO's result format (`to_coco_results`, or a results file's content); may
             be empty.
+        iou_thresholds: further overlaps, each of which gives a number `mAP@<IoU>`: the mean over
+            classes of COCO's average precision at that one overlap.
 
     Returns:
         `CocoMetrics`.
@@ -155,16 +161,12 @@ def evaluate_detections(dataset, results):
         ...                         "bbox": [x1, y1, x2 - x1, y2 - y1]})
         >>> round(evaluate_detections(dataset, results).AP, 6)
         1.0
+        >>> evaluate_detections(dataset, results, [0.33]).at_iou
+        {'mAP@0.33': 1.0}
     """
-    from pycocotools.cocoeval import COCOeval
-
-    image_ids = [image.image_id for image in dataset.images]
-    found = _detections_as_coco(dataset, results, set(image_ids))
+    found = detections_as_coco(dataset, results)
+    evaluation = accumulated(dataset, found)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(dataset.coco, found, "bbox")
-        evaluation.params.imgIds = image_ids
-        evaluation.evaluate()
-        evaluation.accumulate()
         evaluation.summarize()
     # Axes: IoU threshold, recall, class, area range (0: all), detections per image (-1: 100).
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
@@ -177,7 +179,42 @@ def evaluate_detections(dataset, results):
     return CocoMetrics(
         **{name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats)},
         per_class=per_class,
+        at_iou=_at_iou(dataset, found, iou_thresholds) if len(iou_thresholds) else {},
     )
+
+
+def _at_iou(dataset, found, thresholds):
+    evaluation = accumulated(dataset, found, iouThrs=np.array(thresholds, float), maxDets=[100])
+    values = {}
+    for threshold, precision in zip(thresholds, evaluation.eval["precision"][..., 0, -1]):
+        measured = precision[precision > -1]
+        values[f"mAP@{threshold:g}"] = float(measured.mean()) if measured.size else -1.0
+    return values
+
+
+def accumulated(dataset, found, **params):
+    """A `pycocotools.cocoeval.COCOeval` of boxes after `evaluate` and `accumulate`.
+
+    Args:
+        dataset: a `CocoDataset`; all its images count.
+        found: `detections_as_coco` of its detections.
+        **params: attributes of `COCOeval.params` that differ from COCO's.
+
+    Example:
+        >>> evaluation = accumulated(dataset, detections_as_coco(dataset, []), maxDets=[100])
+        >>> evaluation.eval["precision"].shape  # IoU, recall, class, area range, detections
+        (10, 101, 10, 4, 1)
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(dataset.coco, found, "bbox")
+        evaluation.params.imgIds = [image.image_id for image in dataset.images]
+        for name, value in params.items():
+            setattr(evaluation.params, name, value)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def write_evaluation(directory, metrics, results):
@@ -199,11 +236,25 @@ def write_evaluation(directory, metrics, results):
     write_json(directory / "metrics.json", metrics.to_dict())
 
 
-def _detections_as_coco(dataset, results, image_ids):
+def detections_as_coco(dataset, results):
+    """The detections as a `pycocotools.coco.COCO`; the id of `results[i]` is `i + 1`.
+
+    Args:
+        dataset: the `CocoDataset` of the images.
+        results: list in COCO's result format; may be empty, and is left as it is.
+
+    Raises:
+        ValueError: a result belongs to no image or category of the data set.
+
+    Example:
+        >>> len(detections_as_coco(dataset, []).anns)
+        0
+    """
     from pycocotools.coco import COCO
 
     # `COCO.loadRes` fails on an empty list and writes into the list it is given.
     annotations = []
+    image_ids = {image.image_id for image in dataset.images}
     categories = set(dataset.category_ids)
     for number, result in enumerate(results):
         if result["image_id"] not in image_ids or result["category_id"] not in categories:

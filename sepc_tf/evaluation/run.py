@@ -1,6 +1,7 @@
 """Evaluating a detector on a data set: batches in, COCO metrics, files and pictures out."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from sepc_tf.evaluation.coco import (
     to_coco_results,
     write_evaluation,
 )
-from sepc_tf.files import check_writable
+from sepc_tf.evaluation.origin import detections_origin
+from sepc_tf.files import check_writable, write_json
 from sepc_tf.progress import track
 from sepc_tf.visualization import prediction_grid
 
@@ -33,6 +35,7 @@ class Evaluator:
         dataset: the `CocoDataset` that holds the truth.
         pipeline: the `BatchPipeline` over it, made with `training=False`.
         strategy: the `tf.distribute.Strategy` to run on; the current one by default.
+        iou_thresholds: further overlaps that AP is reported at, see `evaluate_detections`.
 
     Example:
         >>> evaluator = Evaluator(detector, dataset, evaluation_pipeline(dataset, config))
@@ -40,11 +43,14 @@ class Evaluator:
         True
     """
 
-    def __init__(self, detector, dataset, pipeline, strategy=None):
+    def __init__(
+        self, detector, dataset, pipeline, strategy=None, iou_thresholds: Sequence[float] = ()
+    ):
         self.detector = detector
         self.dataset = dataset
         self.pipeline = pipeline
         self.strategy = strategy or tf.distribute.get_strategy()
+        self.iou_thresholds = iou_thresholds
         self._detect = tf.function(self._detect_batch, reduce_retracing=True)
 
     def detections(self):
@@ -64,10 +70,10 @@ class Evaluator:
             step: the training step.
 
         Returns:
-            dict of the 12 COCO numbers.
+            dict of the 12 COCO numbers and those of `iou_thresholds`.
         """
         results = self.detections()
-        metrics = evaluate_detections(self.dataset, results).to_dict()
+        metrics = evaluate_detections(self.dataset, results, self.iou_thresholds).to_dict()
         per_class = metrics.pop("per_class")
         with writer.as_default(step=step):
             for name, value in metrics.items():
@@ -125,7 +131,10 @@ class Evaluator:
 def evaluate_run(
     run, dataset: CocoDataset, pipeline: BatchPipeline, out_dir: str | Path
 ) -> CocoMetrics:
-    """Evaluates a trained detector and writes `metrics.json` and `detections.json`.
+    """Evaluates a trained detector; writes `metrics.json`, `detections.json` and `origin.json`.
+
+    The last says what the detections came from (`sepc_tf.evaluation.origin`). Beside COCO's numbers
+    AP is measured at the overlaps of `evaluation.iou_thresholds` of the run's config.
 
     Args:
         run: a `sepc_tf.runs.Run`; all devices of its strategy take part.
@@ -146,8 +155,12 @@ def evaluate_run(
             f"{dataset.name} has category ids {list(dataset.category_ids)}, the detector was "
             f"trained for {trained}"
         )
+    out_dir = Path(out_dir)
     check_writable(out_dir)
     results = Evaluator(run.detector, dataset, pipeline, run.strategy).detections()
-    metrics = evaluate_detections(dataset, results)
+    metrics = evaluate_detections(dataset, results, run.config.evaluation.iou_thresholds)
+    (out_dir / "origin.json").unlink(missing_ok=True)  # of earlier detections
     write_evaluation(out_dir, metrics, results)
+    origin = detections_origin(run.config.detector, run.config.data, run.checkpoint, dataset)
+    write_json(out_dir / "origin.json", origin)
     return metrics

@@ -175,7 +175,7 @@ def test_a_run_directory_of_another_config_lists_the_differences(command, demo, 
     assert code == 2 and "not empty and holds no config.yaml" in error
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
+@pytest.mark.parametrize("name", ["evaluate", "analyze", "predict", "export"])
 def test_a_folder_that_is_no_run_is_named(command, tmp_path, name):
     (tmp_path / "a.png").touch()
     arguments = {"predict": ["--out", tmp_path / "out", tmp_path], "export": ["--out", tmp_path]}
@@ -209,6 +209,8 @@ def test_a_missing_image_is_named(command, tmp_path):
         (["convert", "--out", "x"], "--to run needs --config and --checkpoint"),
         (["flops", "--config", "retina_r50_sepc_1x"], "did you mean"),
         (["ablate", "--configs", "demo_sepc", "configs/demo_sepc.yaml"], "two configs are named"),
+        (["compare", "nowhere", "elsewhere"], "nowhere is no run directory"),
+        (["anchors", "--config", "demo_spec"], "did you mean"),
         (["check-parity", "--golden", "nowhere"], "nowhere is no golden folder"),
         (["configs", "show"], "needs a name"),
         (["configs", "show", "demo_spec"], "did you mean the packaged config demo_sepc"),
@@ -218,6 +220,22 @@ def test_a_missing_image_is_named(command, tmp_path):
 def test_each_command_names_what_is_wrong(command, arguments, message):
     code, error = command(*arguments)
     assert code == 2 and error.startswith("error: ") and message in error
+
+
+def test_an_overlap_that_is_none_is_named(command, tmp_path):
+    from sepc_tf.config import load_config
+    from sepc_tf.runs import prepare_run_dir
+
+    run_dir = prepare_run_dir(tmp_path / "run", load_config(CONFIG))
+    for given, message in (("33", "[33.0]: expected numbers > 0 and <= 1"), ("x", "'x'")):
+        code, error = command("evaluate", "--run-dir", run_dir, "--iou", given)
+        assert code == 2 and "evaluation.iou_thresholds" in error and message in error
+
+
+def test_anchors_are_fitted_to_the_data_of_a_config(command, demo, capsys):
+    assert cli.main(["anchors", "--config", str(CONFIG), f"data.directory={demo}"]) == 0
+    printed = capsys.readouterr().out
+    assert "boxes as the network sees them" in printed and "octave_base: " in printed
 
 
 def test_problems_of_a_data_set_end_with_1(command, tmp_path):
@@ -241,6 +259,8 @@ def test_demo_data_is_not_written_over_something_else(command, tmp_path):
         ["flops", "--table", "--size", "800"],
         ["make-demo-data", "x", "--train-images", "-1"],
         ["benchmark", "deform-conf"],
+        ["compare", "one"],
+        ["compare", "one", "two", "--samples", "0"],
     ],
 )
 def test_wrong_arguments_end_with_2(capsys, arguments):

@@ -113,12 +113,37 @@ def test_equals_pycocotools_and_files_give_the_same_numbers_again(coco128, coco1
     assert None in metrics.per_class.values(), "coco128 lacks objects of some classes"
 
 
+def test_any_overlap_is_pycocotools_own(coco128, coco128_dir):
+    """Directly: its parameters set to one overlap, its summary of it."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    results = noisy_results(coco128)
+    metrics = evaluate_detections(coco128, results, [0.33, 0.5, 0.875])
+    plain = evaluate_detections(coco128, results)
+    assert plain.at_iou == {} and metrics.per_class == plain.per_class
+    assert {**plain.summary, **metrics.at_iou} == metrics.summary
+    assert set(metrics.at_iou) == {"mAP@0.33", "mAP@0.5", "mAP@0.875"}
+    assert metrics.at_iou["mAP@0.5"] == metrics.AP50
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(coco128_dir / "annotations" / "instances_train2017.json"))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.iouThrs = np.array([0.33])
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert metrics.at_iou["mAP@0.33"] == evaluation.stats[0] > metrics.AP50
+    assert metrics.to_dict()["mAP@0.875"] == metrics.at_iou["mAP@0.875"] < metrics.AP75
+
+
 def test_no_detections_at_all_is_ap_0():
     dataset = small_dataset([{"image_id": 10, "category_id": 3, "bbox": [1, 2, 30, 40]}])
     metrics = evaluate_detections(dataset, [])
     assert metrics.AP == 0 and metrics.AR100 == 0
     assert metrics.APl == -1, "no large object, nothing to measure"
     assert metrics.per_class == {"ant": 0.0, "cat": None}
+    assert evaluate_detections(dataset, [], [0.33]).at_iou == {"mAP@0.33": 0.0}
+    assert evaluate_detections(small_dataset([]), [], [0.33]).at_iou == {"mAP@0.33": -1.0}
 
 
 def test_results_are_not_changed_and_foreign_ones_refused():
