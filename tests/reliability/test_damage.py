@@ -104,7 +104,7 @@ def test_random_damage_is_survived_or_told(whole, config, tmp_path, tries, figur
     }  # fmt: skip
     good_steps = {step: read_checkpoint(path) for step, path in step_files(whole / "checkpoints")}
     good_history = json.loads((whole / "history.json").read_text())
-    count, right, told = tries(len(names) * 3), 0, 0
+    count, right, told = tries(len(names) * 2), 0, 0
     for number in range(count):
         run_dir = shutil.copytree(whole, tmp_path / "run")
         name = names[number % len(names)]

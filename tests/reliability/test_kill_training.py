@@ -74,7 +74,8 @@ def test_kills_at_random_moments_end_bit_equal(whole, config, tmp_path, tries, f
         process.kill()
         _, errors = process.communicate()
         assert process.returncode in (0, -9), errors
-        moments.append(str(steps_saved(run_dir)))
+        ended = "" if process.returncode else " (had ended)"
+        moments.append(f"{steps_saved(run_dir)}{ended}")
         if process.returncode == 0 or number == count - 1 or rng.random() < 0.3:
             train(config, run_dir)
             assert_same_run(run_dir, whole)

@@ -35,7 +35,7 @@ class Watch(keras.callbacks.Callback):
 
 
 def test_memory_and_files_do_not_grow(config, tmp_path, tries, figures):
-    steps = tries(200)
+    steps = tries(100)
     dataset = load_split(config.data, "train")
     pipeline = training_pipeline(dataset, config)
     detector = build_detector(config.detector, dataset.num_classes)
