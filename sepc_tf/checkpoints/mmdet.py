@@ -63,7 +63,7 @@ _SEGMENTS = [
     (r"scale_(\d+)", r"scales.\1"),
     # RepPoints
     (r"class_out", "reppoints_cls_out"),
-    (r"(init|refine)_(conv|out)", r"reppoints_pts_\1_\2"),
+    (r"points_(init|refine)_(conv|out)", r"reppoints_pts_\1_\2"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]

@@ -30,9 +30,9 @@ class RepPointsHead(keras.layers.Layer):
 
     Kernels start as N(0, 0.01); the classification bias at `-ln((1 - prior) / prior)`.
 
-    Sublayers: `init_conv`, `init_out`, `class_out`, `refine_out`. Variables of its own:
-    `class_conv_kernel`, `refine_conv_kernel` `[k, k, C, filters]`, and with the transform "moment"
-    `moment_transfer` `[2]`.
+    Sublayers: `points_init_conv`, `points_init_out`, `class_out`, `points_refine_out`. Variables of
+    its own: `class_conv_kernel`, `refine_conv_kernel` `[k, k, C, filters]`, and with the transform
+    "moment" `moment_transfer` `[2]`.
 
     Args:
         num_classes: number K of object classes, without background.
@@ -93,8 +93,8 @@ class RepPointsHead(keras.layers.Layer):
         self.prior = prior
         self.kernel_size = side
         self.class_out = self._out("class_out", num_classes, -math.log((1 - prior) / prior))
-        self.init_out = self._out("init_out", 2 * num_points)
-        self.refine_out = self._out("refine_out", 2 * num_points)
+        self.points_init_out = self._out("points_init_out", 2 * num_points)
+        self.points_refine_out = self._out("points_refine_out", 2 * num_points)
 
     def _out(self, name, filters, bias=0.0):
         return SymmetricConv2D(
@@ -109,11 +109,15 @@ class RepPointsHead(keras.layers.Layer):
     def build(self, input_shape):
         cls_shape, box_shape = (tuple(shapes[0]) for shapes in input_shape)
         filters = self.filters or box_shape[-1]
-        self.init_conv = SymmetricConv2D(
-            filters, 3, kernel_initializer=_small(), dtype=self.dtype_policy, name="init_conv"
+        self.points_init_conv = SymmetricConv2D(
+            filters,
+            3,
+            kernel_initializer=_small(),
+            dtype=self.dtype_policy,
+            name="points_init_conv",
         )
-        self.init_conv.build(box_shape)
-        for out in (self.class_out, self.init_out, self.refine_out):
+        self.points_init_conv.build(box_shape)
+        for out in (self.class_out, self.points_init_out, self.points_refine_out):
             out.build((*box_shape[:-1], filters))
         side = self.kernel_size
         self.class_conv_kernel, self.refine_conv_kernel = (
@@ -140,10 +144,10 @@ class RepPointsHead(keras.layers.Layer):
         base = np.stack(np.meshgrid(taps, taps, indexing="ij"), axis=-1).reshape(-1)  # y, x, y, ...
         outputs = {"classification": [], "points_init": [], "points_refine": []}
         for cls, box in zip(*inputs):
-            init = _full(self.init_out(keras.activations.relu(self.init_conv(box))))
+            init = _full(self.points_init_out(keras.activations.relu(self.points_init_conv(box))))
             offsets = scale_gradient(init, self.gradient_scale) - base.astype(init.dtype.name)
             logits = self.class_out(self._seen_at(offsets, cls, self.class_conv_kernel))
-            refine = self.refine_out(self._seen_at(offsets, box, self.refine_conv_kernel))
+            refine = self.points_refine_out(self._seen_at(offsets, box, self.refine_conv_kernel))
             outputs["classification"].append(_full(logits))
             outputs["points_init"].append(init)
             outputs["points_refine"].append(_full(refine) + tf.stop_gradient(init))

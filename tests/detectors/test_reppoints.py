@@ -262,7 +262,7 @@ def test_gradients_of_the_first_points():
             totals = [
                 tf.reduce_sum(outputs[n][0] ** 2) for n in ("classification", "points_refine")
             ]
-        return [tape.gradient(total, head.init_out.variables[0]) for total in totals]
+        return [tape.gradient(total, head.points_init_out.variables[0]) for total in totals]
 
     none, all_of_it, tenth = (gradients(scale) for scale in (0.0, 1.0, 0.1))
     for nothing, whole, part in zip(none, all_of_it, tenth):
@@ -294,7 +294,7 @@ def test_the_head_starts_with_the_prior_and_saves():
         shapes = head.compute_output_shape(([(2, 4, 5, 4)], [(2, 4, 5, 4)]))[kind]
         assert shapes == [(2, 4, 5, channels)]
     np.testing.assert_allclose(tf.sigmoid(outputs["classification"][0]), 0.02, rtol=1e-2)
-    assert again.init_out.kernel.shape == (1, 1, 6, 18)
+    assert again.points_init_out.kernel.shape == (1, 1, 6, 18)
     assert "moment_transfer" not in named_variables(again)
 
 
