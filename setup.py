@@ -45,6 +45,7 @@ setup(
         "tensorboard",
         "pycocotools",
         "numpy",
+        "opencv-python-headless>=4.9",
         "omegaconf>=2.4",
         "pyyaml",
         "pillow>=10.1",

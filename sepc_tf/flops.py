@@ -123,10 +123,11 @@ def count_operations(graph: tf.Graph) -> int:
       samples (its offsets come from a convolution counted as such):
       `1 + (8 + 2 k_h k_w) / C_out` in all;
     - product of matrices `[M, K]` and `[K, N]`: `M K N`;
-    - bias and ReLU (Leaky ReLU, ELU, ReLU6) 1 for each element, batch norm 2, group norm 3 (its two
-      means and a product), pooling 1 for each element it reads;
+    - bias and ReLU (Leaky ReLU, ELU, ReLU6) 1 for each element, batch norm 2, pooling 1 for each
+      element it reads;
     - product of a map with a number for each channel 2 for each element (a norm: the sum that
-      follows is the second), with another map or one number that is learnt 1.
+      follows is the second), with another map or one number that is learnt 1. So a group norm takes
+      2 as a batch norm does: its statistics are of maps split in groups, which have another rank.
 
     What is computed from shapes and parameters alone is not counted: it is the same for each image.
     So a resize is known from a dense layer: both are a product of matrices, but the matrix of the
@@ -171,8 +172,8 @@ FREE = frozenset([
     "Slice", "SpaceToBatchND", "SpaceToDepth", "Split", "SplitV", "Squeeze", "StopGradient",
     "StridedSlice", "Tile", "Transpose", "Unpack",
     # Sums of maps, and functions that mmdetection's counter does not know.
-    "Add", "AddN", "AddV2", "Exp", "Neg", "Rsqrt", "Sigmoid", "Softmax", "Softplus",
-    "SquaredDifference", "Sub", "Tanh",
+    "Add", "AddN", "AddV2", "Exp", "Neg", "Rsqrt", "Sigmoid", "Softmax", "Softplus", "Square",
+    "Sub", "Tanh",
 ])
 # fmt: on
 
@@ -227,6 +228,10 @@ def _size(tensor):
 
 def _elements_read(operation, _):
     return _size(operation.inputs[0])
+
+
+def _mean(operation, _):
+    return _elements_read(operation, _) if operation.inputs[0].shape.rank == 4 else 0
 
 
 def _batch_norm(operation, _):
@@ -304,7 +309,7 @@ COUNTED = {
     "MaxPool": _elements_read,
     "MaxPoolV2": _elements_read,
     "AvgPool": _elements_read,
-    "Mean": _elements_read,
+    "Mean": _mean,
     "Max": _elements_read,
     "FusedBatchNorm": _batch_norm,
     "FusedBatchNormV2": _batch_norm,

@@ -19,6 +19,7 @@ from sepc_tf.compat import import_keras_cv
 from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
+from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
 from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_unused, typed
@@ -62,9 +63,7 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
             check_unused(config, ("nms_iou",), "detector.", "nms: soft")
         else:
             check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
-        if config.head.variant not in SEPC_VARIANTS:
-            reason = f"variant: {config.head.variant}"
-            check_unused(config.head, ("normalization", "shared"), "detector.head.", reason)
+        _check_head(config.head)
         _check_backbone(config.backbone)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -190,6 +189,7 @@ def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers
             num_convs=config.num_convs,
             filters=config.filters,
             deformable=config.variant == "dcn",
+            norm=config.normalization,
             name="towers",
         )
     options = {"normalization": config.normalization} if config.normalization else {}
@@ -217,6 +217,20 @@ def _checked_neck(neck, key, source):
     cls = _choice(NECKS, neck["type"], f"{key}.type", source)
     options = typed(cls.Options, values, f"{key}.", source)
     return {"type": neck["type"], **dataclasses.asdict(options)}
+
+
+def _check_head(config):
+    reason = f"variant: {config.variant}"
+    norms = (None, *NORMALIZATIONS)
+    if config.variant not in SEPC_VARIANTS:
+        check_unused(config, ("shared",), "detector.head.", reason)
+        norms = (None, "group")
+    if config.normalization not in norms:
+        allowed = ", ".join("null" if norm is None else norm for norm in norms)
+        raise ConfigError(
+            f"detector.head.normalization: {config.normalization!r} has no effect on {reason}; "
+            f"expected one of: {allowed}"
+        )
 
 
 def _check_backbone(config):

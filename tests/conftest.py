@@ -38,3 +38,10 @@ def coco128_dir():
 def two_replicas():
     """The one MirroredStrategy of the process, over two logical CPU devices."""
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def pytest_runtest_setup(item):
+    from sepc_tf.compat import KERAS_3  # not before TensorFlow's devices are set
+
+    if not KERAS_3 and item.get_closest_marker("same_on_both_stacks"):
+        pytest.skip("the same computation as on the default stack")

@@ -13,6 +13,8 @@ from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.flops import Cost
 from sepc_tf.zoo import build_detector
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/demo_pconv_ibn.yaml"
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 SCRIPT = Path(__file__).parents[1] / "scripts/check_parity.py"
 SMALL = "deform_conv_s1p0_tiny"
 

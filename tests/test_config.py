@@ -6,6 +6,8 @@ import pytest
 
 from sepc_tf.config import ConfigError, config_to_yaml, differences, load_config
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)

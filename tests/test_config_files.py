@@ -6,6 +6,8 @@ from sepc_tf.config import load_config
 from sepc_tf.config_files import CONFIG_DIR, config_names, find_config
 from sepc_tf.errors import ConfigError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def test_a_config_is_given_by_path_or_by_name(tmp_path, monkeypatch):
     assert len(config_names()) >= 36

@@ -32,6 +32,8 @@ from sepc_tf.data.demo import CATEGORY_NAMES
 from sepc_tf.files import write_json
 from sepc_tf.training.checkpoints import write_checkpoint
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 MODULES = ["sepc_tf"] + [
     module.name
     for module in pkgutil.walk_packages(sepc_tf.__path__, "sepc_tf.")

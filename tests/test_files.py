@@ -10,6 +10,8 @@ import tensorflow as tf
 from sepc_tf.errors import OutputError
 from sepc_tf.files import check_writable, read_json, replacing, write_json, write_text, writing
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture
 def full_disk():

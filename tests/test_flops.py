@@ -28,6 +28,8 @@ from sepc_tf.ops.pooling import adaptive_max_pool
 from sepc_tf.ops.resize import resize_bilinear, resize_bilinear_align_corners, resize_nearest
 from sepc_tf.zoo import build_necks, build_towers
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def built(layer, shapes):
     layer.build(shapes)
@@ -54,7 +56,7 @@ def test_single_operations_by_hand():
     norm = count_layer(built(IntegratedBatchNormalization(), [shape]), [shape])
     assert norm == Cost(2 * 9 * 12 * 8, 16)
     norm = count_layer(built(GroupNormalization(groups=4), shape), shape)
-    assert norm == Cost(3 * 9 * 12 * 8, 16)
+    assert norm == Cost(2 * 9 * 12 * 8, 16)
 
 
 X = (1, 9, 12, 8)

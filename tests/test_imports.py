@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 ROOT = Path(__file__).parents[1]
 
 

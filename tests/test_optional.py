@@ -9,6 +9,8 @@ from sepc_tf.cli import main
 from sepc_tf.data.tfds_source import load_tfds
 from sepc_tf.errors import MissingPackageError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 OPTIONAL = "matplotlib", "sklearn", "tensorflow_datasets", "keras_cv", "keras_hub", "torch"
 # These two are parts for the models of the package that they are named after.
 THEIRS = "sepc_tf.kerascv", "sepc_tf.kerashub"

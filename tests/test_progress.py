@@ -6,6 +6,8 @@ from rich.console import Console
 
 from sepc_tf import progress
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture
 def clock(monkeypatch):

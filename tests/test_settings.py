@@ -9,6 +9,8 @@ import pytest
 from sepc_tf.errors import ConfigError
 from sepc_tf.settings import check_settings, check_unused, setting, typed
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @dataclasses.dataclass
 class Inner:

@@ -10,6 +10,8 @@ from sepc_tf.visualization import (
     prediction_grid,
 )
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 GREY = np.full((400, 500, 3), 128, np.uint8)
 
 

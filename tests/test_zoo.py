@@ -208,6 +208,11 @@ def test_keras_cv_backbones_heed_frozen_stages_and_norm_or_say_why_not(tmp_path)
             {"head": HeadConfig(variant="baseline", normalization="single")},
             "head.normalization: 'single' has no effect on variant: baseline",
         ),
+        (
+            {"head": HeadConfig(variant="sepc", normalization="group")},
+            "head.normalization: 'group' has no effect on variant: sepc; expected one of: null, "
+            "integrated",
+        ),
         ({"head": HeadConfig(variant="dcn", shared=False)}, "head.shared: False has no effect"),
     ],
 )

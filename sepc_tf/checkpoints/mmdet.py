@@ -50,9 +50,11 @@ _SEGMENTS = [
     (r"cls_norm", "cbn"),
     (r"box_conv", "lconv"),
     (r"box_norm", "lbn"),
-    # RetinaNet's towers and final convolutions
+    # the towers and final convolutions of dense heads
     (r"cls_conv_(\d+)", r"cls_convs.\1.conv"),
     (r"box_conv_(\d+)", r"reg_convs.\1.conv"),
+    (r"cls_norm_(\d+)", r"cls_convs.\1.gn"),
+    (r"box_norm_(\d+)", r"reg_convs.\1.gn"),
     (r"classification", "retina_cls"),
     (r"box", "retina_reg"),
     # deformable convolutions

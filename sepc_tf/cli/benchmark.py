@@ -1,7 +1,8 @@
-"""Measures speed and memory: the deformable convolution, and label assignment.
+"""Measures speed and memory: the deformable convolution, label assignment, the training input.
 
 sepc-tf benchmark deform-conv --json deform_conv.json
 sepc-tf benchmark label-assignment
+sepc-tf benchmark input --data data/coco/annotations/instances_val2017.json data/coco/val2017
 """
 
 import json
@@ -9,9 +10,11 @@ from pathlib import Path
 
 from sepc_tf.errors import UserError
 
+OF_INPUT = ("data", "images", "workers")
+
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=["deform-conv", "label-assignment"])
+    parser.add_argument("what", choices=["deform-conv", "label-assignment", "input"])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument("--batch", type=int, nargs="+", help="of deform-conv; default 1 4")
@@ -24,6 +27,11 @@ def add_arguments(parser):
     parser.add_argument(
         "--objects", type=int, nargs="+", help="of label-assignment; default 8 32 128 256 512"
     )
+    parser.add_argument(
+        "--data", nargs=2, metavar=("JSON", "FOLDER"), help="of input: COCO annotations, JPEG files"
+    )
+    parser.add_argument("--images", type=int, help="of input: images a round; default 256")
+    parser.add_argument("--workers", type=int, help="of input: images at a time; default all cores")
 
 
 def run(arguments):
@@ -33,7 +41,7 @@ def run(arguments):
 
     tf.get_logger().setLevel("ERROR")  # it warns of one traced function per form, which is meant
     if arguments.what == "deform-conv":
-        _refuse(arguments, "objects")
+        _refuse(arguments, "objects", *OF_INPUT)
         report = benchmark.deform_conv(
             tuple(arguments.batch or (1, 4)),
             [case for case in benchmark.MAPS if not arguments.map or case[0] in arguments.map],
@@ -42,8 +50,19 @@ def run(arguments):
             neck=not arguments.times_only,
         )
         print(benchmark.markdown(report))
+    elif arguments.what == "input":
+        _refuse(arguments, "batch", "map", "times_only", "objects")
+        if not arguments.data:
+            raise UserError("benchmark input needs --data JSON FOLDER, a COCO file and its images")
+        options = {"num_images": arguments.images, "num_parallel": arguments.workers}
+        report = benchmark.input_speed(
+            *arguments.data,
+            rounds=arguments.repeats,
+            **{name: value for name, value in options.items() if value},
+        )
+        print(benchmark.input_markdown(report))
     else:
-        _refuse(arguments, "batch", "map", "times_only")
+        _refuse(arguments, "batch", "map", "times_only", *OF_INPUT)
         objects = tuple(arguments.objects or (8, 32, 128, 256, 512))
         report = benchmark.label_assignment(objects, repeats=arguments.repeats)
         print(benchmark.assignment_markdown(report))

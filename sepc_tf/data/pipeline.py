@@ -11,24 +11,28 @@ import logging
 import threading
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import tensorflow as tf
 
 from sepc_tf.data.augment import augment, check_augmentation
 from sepc_tf.data.config import AugmentationConfig
-from sepc_tf.data.preprocess import frame_sizes, pad_to_multiple, preprocess_image
+from sepc_tf.data.preprocess import (
+    frame_sizes,
+    pad_to_multiple,
+    preprocess_image,
+    resized_size,
+    training_image,
+)
 from sepc_tf.errors import ConfigError, UnreadableImageError
 from sepc_tf.ops.boxes import LAST_PIXEL, clip_boxes
+from sepc_tf.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 
 # Batches whose images are sorted by aspect ratio together: enough to find similar ones, few enough
 # to leave the order random.
 SORTED_BATCHES = 16
-
-# Of ImageNet, RGB, in grey levels: what the published detectors are trained with.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,10 @@ class BatchPipeline:
     kind is filled up from the start of the epoch's order, in evaluation with repeated images whose
     `image_ids` are -1. A batch is a dict:
 
-    - `images` float32 `[B, H, W, 3]`, RGB, normalised, zero-padded at the bottom and the right to
-      the largest image of the batch and a multiple of `size_divisor`;
+    - `images` `[B, H, W, 3]`, RGB, zero-padded at the bottom and the right to the largest image of
+      the batch and a multiple of `size_divisor`: in evaluation float32, normalised; in training
+      uint8, which `Detector` normalises itself (`sepc_tf.ops.pixels.normalized_batch`);
+    - `pixel_mean`, `pixel_std` float32 `[B, 3]`, in training: what to normalise with;
     - `image_sizes` int32 `[B, 2]`, height and width without the padding;
     - `original_sizes` int32 `[B, 2]`, height and width before resizing: of the file's image, or of
       what cropping and expanding made of it;
@@ -170,6 +176,8 @@ class BatchPipeline:
         self.num_parallel = num_parallel
         self.unreadable = collections.Counter()  # file name -> how often it was skipped
         self._lock = threading.Lock()
+        # One image per thread; threads of OpenCV's own would only get in each other's way.
+        cv2.setNumThreads(0)
         # mmdetection's groups: landscape, and portrait with the square ones.
         self._aspects = np.array([image.width / image.height for image in dataset.images])
         landscape = self._aspects > 1
@@ -307,7 +315,11 @@ class BatchPipeline:
         batches = samples.padded_batch(
             self.batch_size,
             padding_values={
-                "images": 0.0,
+                **(
+                    {"images": np.uint8(0), "pixel_mean": 0.0, "pixel_std": 0.0}
+                    if self.training
+                    else {"images": 0.0}
+                ),
                 "image_sizes": 0,
                 "original_sizes": 0,
                 "boxes": -1.0,
@@ -340,11 +352,23 @@ class BatchPipeline:
         labels.set_shape([None])
         image_id.set_shape([])
         original_size = tf.shape(pixels)[:2]
-        if self.flip_probability > 0:
-            # Mirrored before resizing: there are fewer bytes to move, the result is the same.
-            pixels = tf.cond(flip, lambda: tf.reverse(pixels, [1]), lambda: pixels)
-        image = preprocess_image(pixels, short_side, self.long_side, self.mean, self.std)
-        image_size = tf.shape(image)[:2]
+        image_size = resized_size(*tf.unstack(original_size), short_side, self.long_side)
+        if self.training:
+            image = tf.numpy_function(
+                training_image,
+                [pixels, image_size, flip, self.size_divisor],
+                tf.uint8,
+                stateful=False,
+            )
+            image.set_shape([None, None, 3])
+            images = {
+                "images": image,
+                "pixel_mean": tf.constant(self.mean, tf.float32),
+                "pixel_std": tf.constant(self.std, tf.float32),
+            }
+        else:
+            image = preprocess_image(pixels, short_side, self.long_side, self.mean, self.std)
+            images = {"images": pad_to_multiple(image, self.size_divisor)}
 
         last = LAST_PIXEL[self.convention]
         frame = frame_sizes(image_size, original_size, short_side, self.long_side, self.convention)
@@ -359,7 +383,7 @@ class BatchPipeline:
         order = tf.argsort(tf.where(kept, 0, 1), stable=True)  # padding stays at the end
         boxes, labels, kept = (tf.gather(x, order) for x in (boxes, labels, kept))
         return {
-            "images": pad_to_multiple(image, self.size_divisor),
+            **images,
             "image_sizes": image_size,
             "original_sizes": original_size,
             "boxes": tf.where(kept[:, None], boxes, -1.0),

@@ -1,6 +1,15 @@
-"""From the pixels of a file to the input of a network: one way for training, prediction, export."""
+"""From the pixels of a file to the input of a network.
 
+Evaluation, prediction and export resize in float32. Training resizes bytes: an image of 800 x 1067
+takes a seventh of the time, and batches are a quarter of the size; a grey level is rounded to a
+whole number, as in the authors' code.
+"""
+
+import cv2
+import numpy as np
 import tensorflow as tf
+
+from sepc_tf.ops.pixels import normalize
 
 
 def resized_size(height, width, short_side, long_side):
@@ -70,7 +79,7 @@ def preprocess_image(image_uint8, short_side, long_side, mean, std):
 
     Pixel centres are at half-integers and nothing is smoothed before shrinking, as in OpenCV's
     `INTER_LINEAR`. OpenCV computes 8-bit images in fixed point and rounds the result to whole grey
-    levels; here it stays float, hence up to about 0.6 grey levels of difference before
+    levels, mostly down; here it stays float, hence up to 0.8 grey levels of difference before
     normalisation.
 
     Args:
@@ -89,7 +98,36 @@ def preprocess_image(image_uint8, short_side, long_side, mean, std):
     shape = tf.shape(image_uint8)
     size = resized_size(shape[-3], shape[-2], short_side, long_side)
     resized = tf.image.resize(image_uint8, size, method="bilinear", antialias=False)
-    return (resized - tf.constant(mean, tf.float32)) / tf.constant(std, tf.float32)
+    return normalize(resized, mean, std)
+
+
+def training_image(image_uint8, size, flip, divisor):
+    """Resizes, mirrors and pads the bytes of an image.
+
+    OpenCV's `INTER_LINEAR`, which mmdetection uses: the positions are those of `preprocess_image`,
+    the weights are multiples of 1/2048 and the result is rounded to whole grey levels.
+
+    Args:
+        image_uint8: uint8 `[H, W, 3]`.
+        size: height and width to resize to, pixels.
+        flip: whether to mirror left to right.
+        divisor: what the padded sides are multiples of.
+
+    Returns:
+        uint8 `[h, w, 3]`, zeros at the bottom and the right.
+
+    Example:
+        >>> training_image(np.full((4, 6, 3), 7, np.uint8), (20, 30), False, 32).shape
+        (32, 32, 3)
+    """
+    height, width = (int(side) for side in size)
+    if flip:  # before resizing: there are fewer bytes to move
+        image_uint8 = cv2.flip(image_uint8, 1)
+    padded = np.zeros(
+        (-(-height // divisor) * divisor, -(-width // divisor) * divisor, 3), np.uint8
+    )
+    cv2.resize(image_uint8, (width, height), dst=padded[:height, :width])
+    return padded
 
 
 def pad_to_multiple(images, divisor=32):

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from sepc_tf import compat
+from sepc_tf.ops.pixels import normalized_batch
 
 
 class Detector(keras.Model):
@@ -103,12 +104,14 @@ class Detector(keras.Model):
         statistics or optimizer (except that a loss scale is lowered).
 
         Args:
-            batch: dict as in `batch_losses`.
+            batch: dict as in `batch_losses`; images may be uint8, see
+                `sepc_tf.ops.pixels.normalized_batch`.
 
         Returns:
             dict of epoch means `loss`, each loss part, `grad_norm` (before clipping), and of
             `non_finite`, 1.0 if this very step was refused, else 0.0.
         """
+        batch = normalized_batch(batch)
         # What the forward pass may change, kept to undo a refused step.
         statistics = [
             compat.variable_value(v)
@@ -212,12 +215,12 @@ class Detector(keras.Model):
 
     def test_step(self, batch):
         """Losses of a batch in inference mode; means over the batches, keys as in `train_step`."""
-        losses = self.batch_losses(batch, training=False)
+        losses = self.batch_losses(normalized_batch(batch), training=False)
         return self._step_metrics.update(self._sum_losses(losses))
 
     def predict_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detections of a batch, boxes in pixels of its images; see `detect`."""
-        return self.detect(batch["images"], batch["image_sizes"])
+        return self.detect(normalized_batch(batch)["images"], batch["image_sizes"])
 
     # ---------------------------------------------------------------- compiling and saving
 

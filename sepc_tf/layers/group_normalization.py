@@ -1,4 +1,6 @@
-"""Group normalisation of a feature map."""
+"""Group normalisation in float32, the same on both Kerases."""
+
+import math
 
 import keras
 import tensorflow as tf
@@ -8,32 +10,29 @@ from sepc_tf import compat
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 class GroupNormalization(keras.layers.Layer):
-    """Normalises each image by the mean and variance of its groups of channels.
+    """Normalises each image by the statistics of its channels in groups.
 
-    `y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`, where the mean and the (biased)
-    variance are taken over all pixels and the channels of one group of one image, and gamma, beta
-    belong to a channel. The same in training and evaluation, and for any number of replicas.
+    `y = gamma * (x - m) / sqrt(v + epsilon) + beta`, with the mean m and the biased variance v over
+    the pixels of one image and the channels of one group: no image and no replica sees another, and
+    training does not differ from inference. `keras.layers.GroupNormalization` is not used because
+    Keras 2's takes the statistics in the compute type.
 
-    Variables: `gamma`, `beta`, each `[C]`: float64 in a layer of dtype "float64", otherwise
-    float32, also under mixed precision; the arithmetic is of that type. (Keras' own layer computes
-    in half precision on Keras 2.)
+    Variables: `gamma`, `beta`, each `[C]` float32, also under mixed precision.
 
     Args:
-        groups: number of groups, of C / groups neighbouring channels each.
+        groups: number of groups of neighbouring channels; `gcd(groups, C)` where it does not divide
+            the number of channels C.
         epsilon: added to the variance.
 
     Call arguments:
-        x: `[N, H, W, C]` map.
+        x: `[N, H, W, C]`.
 
     Returns:
-        `[N, H, W, C]`, the dtype of `x`.
-
-    Raises:
-        ValueError: `groups` does not divide the channels.
+        `[N, H, W, C]` of the same type.
 
     Example:
-        >>> GroupNormalization(groups=2)(tf.ones([1, 8, 8, 6])).shape
-        TensorShape([1, 8, 8, 6])
+        >>> GroupNormalization(groups=2)(tf.ones([1, 4, 4, 6])).shape
+        TensorShape([1, 4, 4, 6])
 
     Source: Wu and He 2018 (arXiv 1803.08494).
     """
@@ -45,39 +44,30 @@ class GroupNormalization(keras.layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        if channels % self.groups:
-            raise ValueError(
-                f"{self.name}: group normalisation in {self.groups} groups needs channels that are "
-                f"a multiple of {self.groups}, got {channels}"
+        for name, initializer in (("gamma", "ones"), ("beta", "zeros")):
+            variable = self.add_weight(
+                name=name,
+                shape=(channels,),
+                initializer=initializer,
+                dtype="float64" if self.variable_dtype == "float64" else "float32",
+                **compat.float32_weight_options(),
             )
-        self.gamma = self._add_vector("gamma", channels, "ones")
-        self.beta = self._add_vector("beta", channels, "zeros")
+            setattr(self, name, variable)
         self.built = True
 
-    def _add_vector(self, name, channels, initializer):
-        return self.add_weight(
-            name=name,
-            shape=(channels,),
-            initializer=initializer,
-            dtype="float64" if self.variable_dtype == "float64" else "float32",
-            **compat.float32_weight_options(),
-        )
-
     def call(self, x):
-        gamma, beta = (tf.convert_to_tensor(v) for v in (self.gamma, self.beta))
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         channels = x.shape[-1]
-        width = channels // self.groups
-        inner = tf.cast(x, gamma.dtype)
-        grouped = tf.reshape(inner, [tf.shape(x)[0], -1, self.groups, width])
-        mean, variance = tf.nn.moments(grouped, axes=[1, 3], keepdims=True)
-
-        def per_channel(statistic):
-            repeated = statistic + tf.zeros([width], statistic.dtype)
-            return tf.reshape(repeated, [-1, channels])
-
-        scale = per_channel(tf.math.rsqrt(variance + self.epsilon)) * gamma
-        mean, scale = (v[:, tf.newaxis, tf.newaxis] for v in (per_channel(mean), scale))
-        return tf.cast((inner - mean) * scale + beta, x.dtype)
+        groups = math.gcd(self.groups, channels)
+        shape = tf.shape(x)
+        # Channel c is in group c // (C / groups).
+        split = tf.concat([shape[:3], [groups, channels // groups]], axis=0)
+        grouped = tf.reshape(tf.cast(x, gamma.dtype), split)
+        mean = tf.reduce_mean(grouped, axis=[1, 2, 4], keepdims=True)
+        centred = grouped - mean
+        variance = tf.reduce_mean(tf.square(centred), axis=[1, 2, 4], keepdims=True)
+        normalised = tf.reshape(centred * tf.math.rsqrt(variance + self.epsilon), shape)
+        return tf.cast(normalised * gamma + beta, x.dtype)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

@@ -15,6 +15,8 @@ class HeadConfig:
     filters: int = setting(256, at_least=1)
     # stacked PConvs, or convolutions per task of the plain head
     num_convs: int = setting(4, at_least=0)
-    # null: the variant's own
-    normalization: str | None = setting(None, choices=(None, "integrated", "single", "independent"))
+    # null: the variant's own, none in plain towers; group: of the plain towers alone
+    normalization: str | None = setting(
+        None, choices=(None, "integrated", "single", "independent", "group")
+    )
     shared: bool = True  # false: one PConv stack per task

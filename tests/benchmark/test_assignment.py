@@ -7,6 +7,8 @@ import pytest
 from sepc_tf.benchmark import assignment
 from sepc_tf.benchmark.measure import in_new_process
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 # The coverage of every anchor and class, which is a result.
 OUTPUT_MB = 4 * 201600 * assignment.NUM_CLASSES / 2**20
 

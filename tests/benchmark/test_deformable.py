@@ -7,6 +7,8 @@ import tensorflow as tf
 from sepc_tf.benchmark import deformable, markdown
 from sepc_tf.ops.deform_conv2d import deform_conv2d
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture
 def small(monkeypatch):

@@ -15,6 +15,8 @@ import safetensors.numpy
 from sepc_tf.checkpoints import CheckpointError, read_state_dict
 from sepc_tf.checkpoints.io import reason_of
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 ARRAYS = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
     "bn.num_batches_tracked": np.int64(7),

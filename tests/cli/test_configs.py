@@ -9,6 +9,8 @@ import pytest
 from sepc_tf.cli import main
 from sepc_tf.config import load_config
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 from sepc_tf.data.check import DatasetError, check_dataset, read_annotations
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_dataset.py"
 
 

@@ -9,6 +9,8 @@ from sepc_tf.data.check import DatasetError
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.images import UnreadableImageError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def write(root, annotations, categories=({"id": 9, "name": "nine"}, {"id": 4, "name": "four"})):
     (root / "images").mkdir(exist_ok=True)

@@ -13,6 +13,8 @@ from sepc_tf.data.demo import CATEGORY_NAMES, make_demo_dataset
 from sepc_tf.data.formats import load_dataset
 from sepc_tf.errors import ConfigError, DatasetError, OutputError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_dataset.py"
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from sepc_tf.data import demo
 from sepc_tf.data.demo import make_demo_dataset
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def demo_root(tmp_path_factory):

@@ -17,6 +17,8 @@ from sepc_tf.data.sources import load_split, training_pipeline
 from sepc_tf.errors import ConfigError, DatasetError
 from sepc_tf.evaluation.coco import evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 SPLITS = ("train", "val")
 
 

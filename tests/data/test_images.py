@@ -12,6 +12,8 @@ from sepc_tf.data.images import (
     read_image,
 )
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 # Smooth, so that lossy formats keep it; corners of four colours, so that turns are seen.
 ROWS, COLUMNS = np.mgrid[0:24, 0:40]
 PICTURE = np.stack([ROWS * 10, COLUMNS * 6, 255 - COLUMNS * 3], -1).astype(np.uint8)

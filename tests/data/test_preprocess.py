@@ -7,6 +7,7 @@ from sepc_tf.data.preprocess import (
     pad_to_multiple,
     preprocess_image,
     resized_size,
+    training_image,
 )
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -79,6 +80,52 @@ def test_batch_equals_single_images_in_a_graph_of_unknown_size():
         single = preprocess_image(images[number], 31, 100, MEAN, STD)
         np.testing.assert_allclose(result[number, :31, :45], single, atol=1e-6)
     assert not result[:, 31:].numpy().any() and not result[:, :, 45:].numpy().any()
+
+
+def resize_in_fixed_point(image, size):
+    """OpenCV's 8-bit `INTER_LINEAR`, written from its description: weights of 11 bits."""
+
+    def places(count, source):
+        position = ((np.arange(count) + 0.5) * source / count - 0.5).astype(np.float32)
+        first = np.floor(position).astype(int)
+        weight = np.rint(2048 * (position - first)).astype(int)
+        return first, weight
+
+    height, width = image.shape[:2]
+    (rows, down), (columns, right) = places(size[0], height), places(size[1], width)
+    outside = (columns < 0) | (columns >= width - 1)
+    columns, right = np.clip(columns, 0, width - 1), np.where(outside, 0, right)
+    image = image.astype(int)
+    left_pixel = image[:, columns]
+    right_pixel = image[:, np.minimum(columns + 1, width - 1)]
+    sums = left_pixel * (2048 - right)[:, None] + right_pixel * right[:, None]
+    upper = sums[np.clip(rows, 0, height - 1)] >> 4
+    lower = sums[np.clip(rows + 1, 0, height - 1)] >> 4
+    down = down[:, None, None]
+    return (((upper * (2048 - down)) >> 16) + ((lower * down) >> 16) + 2) >> 2
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((7, 9), (20, 26)), ((23, 17), (13, 10)), ((8, 8), (8, 8))]
+)
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_pixels_are_the_authors(shape, size, flip):
+    image = np.random.default_rng(3).integers(0, 256, (*shape, 3), np.uint8)
+    result = training_image(image, size, flip, 32)
+    assert result.dtype == np.uint8 and result.shape == (32, 32, 3)
+    expected = resize_in_fixed_point(image[:, ::-1] if flip else image, size)
+    np.testing.assert_array_equal(result[: size[0], : size[1]], expected)
+    assert not result[size[0] :].any() and not result[:, size[1] :].any()
+
+
+@pytest.mark.parametrize("shape, size", [((24, 30), (80, 100)), ((60, 90), (35, 53))])
+def test_training_pixels_are_those_of_evaluation_to_rounding(shape, size):
+    image = np.random.default_rng(4).integers(0, 256, (*shape, 3), np.uint8)
+    exact = preprocess_image(image, min(size), 1000, (0, 0, 0), (1, 1, 1))
+    assert exact.shape == (*size, 3)
+    difference = training_image(image, size, False, 1) - exact.numpy()
+    # Half a level, the weights' 11 bits, and sums that are cut off, not rounded.
+    assert np.abs(difference).max() <= 0.85 and -0.2 < difference.mean() < 0
 
 
 def test_padding_leaves_multiples_alone():

@@ -8,6 +8,8 @@ from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.voc import VOC_CLASSES, read_voc
 from sepc_tf.errors import DatasetError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
 BOX = "<bndbox><xmin>11</xmin><ymin>1</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
 

@@ -6,6 +6,8 @@ from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.yolo import read_yolo
 from sepc_tf.errors import DatasetError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 YAML = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
 

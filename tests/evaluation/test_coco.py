@@ -8,6 +8,8 @@ import pytest
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def coco128(coco128_dir):

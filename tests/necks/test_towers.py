@@ -31,10 +31,26 @@ def test_new_towers_are_stacks_of_convolutions(deformable):
     assert ("box_conv_1/offset/kernel" in named_variables(towers)) == deformable
 
 
-@pytest.mark.parametrize("deformable", [False, True])
-def test_round_trip_in_a_functional_model_of_unknown_size(deformable, tmp_path):
+def test_a_group_norm_stands_between_convolution_and_relu():
+    levels = pyramid()
+    towers = ConvTowers(64, num_convs=2, norm="group")
+    outputs = towers(levels)
+    assert not any(name.endswith("bias") for name in named_variables(towers))
+    for i, name in enumerate(("cls", "box")):
+        for x, got in zip(levels, outputs[i]):
+            for conv, norm in zip(
+                getattr(towers, f"{name}_convs"), getattr(towers, f"{name}_norms")
+            ):
+                x = tf.nn.relu(norm(conv2d(x, tf.convert_to_tensor(conv.kernel), padding=1)))
+            np.testing.assert_allclose(got, x, atol=1e-5)
+    with pytest.raises(ValueError, match="norm must be None or \"group\", got 'batch'"):
+        ConvTowers(8, norm="batch")
+
+
+@pytest.mark.parametrize("options", [{}, {"deformable": True}, {"norm": "group"}])
+def test_round_trip_in_a_functional_model_of_unknown_size(options, tmp_path):
     inputs = [keras.Input((None, None, 4)) for _ in range(3)]
-    cls, box = ConvTowers(6, num_convs=2, deformable=deformable, name="towers")(inputs)
+    cls, box = ConvTowers(6, num_convs=2, **options, name="towers")(inputs)
     model = keras.Model(inputs, [*cls, *box])
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -5,6 +5,8 @@ import pytest
 
 from sepc_tf.parity import Comparison, relative_error
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def specs_of(array, slices=None, **more):
     statistics = {"mean": array.mean(), "std": array.std(), "abssum": np.abs(array).sum()}

@@ -6,6 +6,8 @@ from golden_cases import FOLDERS, configs_of
 from sepc_tf.parity import check_case
 from sepc_tf.parity.families import FAMILIES, check_of
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_golden_case_belongs_to_one_family(folder):

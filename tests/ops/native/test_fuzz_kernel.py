@@ -11,6 +11,8 @@ import pytest
 
 from sepc_tf.ops import native
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 # Leaks are not looked for: that needs ptrace, which containers may not have.
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
