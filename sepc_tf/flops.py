@@ -173,7 +173,7 @@ FREE = frozenset([
     "StridedSlice", "Tile", "Transpose", "Unpack",
     # Sums of maps, and functions that mmdetection's counter does not know.
     "Add", "AddN", "AddV2", "Exp", "Neg", "Rsqrt", "Sigmoid", "Softmax", "Softplus", "Square",
-    "SquaredDifference", "Sub", "Tanh",
+    "Sub", "Tanh",
 ])
 # fmt: on
 

@@ -192,13 +192,13 @@ def test_without_a_reference_what_misses_is_held_coarsely_and_said(folder, error
     assert comparison.passed == passes, str(comparison)
 
 
-@pytest.mark.parametrize(("noise", "coarse"), [(0.02, set()), (0.01, {GRADIENT})])
+@pytest.mark.parametrize(("noise", "coarse"), [(0.03, set()), (0.01, {GRADIENT})])
 def test_without_a_reference_a_stated_distance_from_float64_is_the_bound(folder, noise, coarse):
     shutil.rmtree(folder.path / "f64")
     folder.write_case(changed(folder.rounded, GRADIENT, 0.02), [(GRADIENT, noise)])
     comparison = folder.check()
     assert comparison.passed and comparison.coarse == coarse, str(comparison)
-    assert ("authors' own float64 is, at most 2.0e-02" in comparison.notes[0]) == (not coarse)
+    assert ("authors' own float64 is, at most 3.0e-02" in comparison.notes[0]) == (not coarse)
 
 
 def test_without_a_reference_zeros_are_held_to_the_size_of_biases(folder):
