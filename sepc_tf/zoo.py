@@ -57,6 +57,7 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
         _checked_neck(neck, f"detector.necks[{i}]", source) for i, neck in enumerate(config.necks)
     ]
     try:
+        build_necks(necks, config.head.filters)  # without weights: only for what it refuses
         if config.nms == "soft":
             check_unused(config, ("nms_iou",), "detector.", "nms: soft")
         else:
@@ -150,15 +151,22 @@ def build_necks(necks: list[dict], filters: int) -> list[keras.layers.Layer]:
 
     Returns:
         list of layers, to be called one after the other.
+
+    Raises:
+        ConfigError: settings of a neck that do not fit each other.
     """
     layers = []
-    for neck in necks:
+    for i, neck in enumerate(necks):
         options = dict(neck)
         kind = options.pop("type")
         if "filters" in options and options["filters"] is None:
             options["filters"] = filters
         earlier = sum(isinstance(layer, NECKS[kind]) for layer in layers)
-        layers.append(NECKS[kind](**options, name=f"{kind}_{earlier + 1}" if earlier else kind))
+        name = f"{kind}_{earlier + 1}" if earlier else kind
+        try:
+            layers.append(NECKS[kind](**options, name=name))
+        except ValueError as error:
+            raise ConfigError(f"detector.necks[{i}]: {error}") from error
     return layers
 
 

@@ -7,26 +7,36 @@ from conftest import SHARED
 
 from sepc_tf.parity import check_case, load_cases
 
-GOLDEN = SHARED / "golden"
-SLOW = ("detector_", "backbone_", "sepc_")
+FOLDERS = ("golden", "golden_zoo", "golden_two_stage")
+SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train")
+
+
+def configs_of(folder):
+    """Name -> config of every case of a golden folder; empty where there is no such folder."""
+    path = SHARED / folder / "manifest.json"
+    cases = json.loads(path.read_text())["cases"] if path.is_file() else {}
+    return {name: case["config"] for name, case in cases.items()}
 
 
 def cases_of(family):
-    """The names of a family's cases, the long ones marked; one skipped placeholder if none.
+    """A family's cases as `folder/name`, the long ones marked; one skipped placeholder if none.
 
     Args:
         family: a module of `sepc_tf.parity.families.FAMILIES`.
     """
-    if not (GOLDEN / "manifest.json").is_file():
-        return [pytest.param("", marks=pytest.mark.skip(f"no golden data at {GOLDEN}"))]
-    cases = json.loads((GOLDEN / "manifest.json").read_text())["cases"]
-    names = [name for name, case in cases.items() if family.check_of(case["config"])]
-    return [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(SLOW)) for n in names]
+    found = [
+        pytest.param(f"{folder}/{name}", marks=[pytest.mark.slow] * name.startswith(SLOW))
+        for folder in FOLDERS
+        for name, config in configs_of(folder).items()
+        if family.check_of(config)
+    ]
+    return found or [pytest.param("", marks=pytest.mark.skip(f"no golden data at {SHARED}"))]
 
 
 def check(name):
-    """Computes one case and returns its `Comparison`, having asserted that it passed."""
-    (case,) = load_cases(GOLDEN, name)
+    """Computes one case `folder/name` and returns its `Comparison`, having asserted it passed."""
+    folder, _, name = name.partition("/")
+    (case,) = load_cases(SHARED / folder, name)
     comparison = check_case(case)
     assert comparison.passed, str(comparison)
     return comparison

@@ -53,6 +53,21 @@ def test_a_right_case_passes(script, folder):
     assert lines[0].startswith(f"pass  {SMALL}") and lines[-1] == "1 passed, 0 failed"
 
 
+def test_cases_of_several_folders(script, folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, ignore=lambda *_: ["other"])
+    code, out, _ = script("--golden", folder, other)
+    assert code == 0 and out.strip().endswith("2 passed, 0 failed")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["cases"] = {"unheard_of": {**manifest["cases"][SMALL], "config": {"kind": "new"}}}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = script("--golden", folder, other)
+    assert code == 1 and "FAIL  unheard_of" in out and out.strip().endswith("1 passed, 1 failed")
+    assert "the config of a case must fit one of" in out
+    code, out, _ = script("--golden", folder, other, "--case", "deform_*")  # of one folder only
+    assert code == 0 and out.strip().endswith("1 passed, 0 failed")
+
+
 def test_one_wrong_element_fails(script, folder):
     def add(arrays):
         arrays["out.grad_offset"].ravel()[3] += 1e-3 * np.abs(arrays["out.grad_offset"]).max()

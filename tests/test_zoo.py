@@ -166,6 +166,10 @@ def test_keras_cv_backbones_heed_frozen_stages_and_norm_or_say_why_not(tmp_path)
         ({"necks": [{"type": "bifpn"}]}, r"necks\[0\].type: 'bifpn' is none of: fpn"),
         ({"necks": [{"type": "fpn", "levels": 3}]}, r"unknown key detector.necks\[0\].levels"),
         ({"necks": ["fpn"]}, r"necks\[0\]: expected a section with a type, got 'fpn'"),
+        (
+            {"necks": [{"type": "fpn", "extra_levels": "pool", "extra_relu": True}]},
+            r"necks\[0\]: extra_relu: True has no effect on extra_levels: pool",
+        ),
         ({"nms": "soft", "nms_iou": 0.3}, "detector.nms_iou: 0.3 has no effect on nms: soft"),
         ({"soft_nms_sigma": 0.3}, "soft_nms_sigma: 0.3 has no effect on nms: hard"),
         (

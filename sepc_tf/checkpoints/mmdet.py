@@ -13,7 +13,8 @@ import numpy as np
 from sepc_tf.checkpoints.variables import named_variables
 from sepc_tf.errors import CheckpointError
 
-# (our path segment, theirs). The first match wins; a match covers the whole segment.
+# (our path segment, theirs). The first match wins; a match covers the whole segment. `{level}` is
+# the number of the level that the match's first group names, counted from the neck's finest.
 _SEGMENTS = [
     # ResNet
     (r"(conv|bn)(\d)", r"\1\2"),
@@ -21,8 +22,10 @@ _SEGMENTS = [
     (r"downsample_conv", "downsample.0"),
     (r"downsample_bn", "downsample.1"),
     # FPN: the outputs of P3, P4, ... are numbered from 0
-    (r"lateral_c(\d)", lambda m: f"lateral_convs.{int(m[1]) - 3}.conv"),
-    (r"output_p(\d)", lambda m: f"fpn_convs.{int(m[1]) - 3}.conv"),
+    (r"lateral_c(\d)", "lateral_convs.{level}.conv"),
+    (r"lateral_c(\d)_norm", "lateral_convs.{level}.gn"),
+    (r"output_p(\d)", "fpn_convs.{level}.conv"),
+    (r"output_p(\d)_norm", "fpn_convs.{level}.gn"),
     # SEPC
     (r"pconv_(\d+)", r"Pconvs.\1"),
     (r"coarser", "Pconv.0"),
@@ -88,7 +91,7 @@ def mmdet_names(model):
     Args:
         model: a built detector (with `parts`), or one of its parts: `ResNet`, `FPN`, `SEPC`,
             `ConvTowers`, `PConv`, an integrated norm. The keys of a part are those of the authors'
-            module alone, without a prefix.
+            module alone, without a prefix. Or a layer whose `parts` are several necks.
 
     Returns:
         dict of path (as in `named_variables`) -> (key, layout); layout "hwio" means that our
@@ -190,19 +193,26 @@ def export_state_dict(model):
 def _correspondence(model):
     """path -> (variable, key, layout) of a detector or of one of its parts."""
     if not hasattr(model, "parts"):
-        return {
-            path: (variable, *_translate(path)) for path, variable in named_variables(model).items()
-        }
+        return _part_correspondence(model)
     names = {}
-    for part, prefix in _prefixes(model.parts).items():
-        for path, variable in named_variables(model.parts[part]).items():
-            key, layout = _translate(path)
-            names[f"{part}/{path}"] = (variable, prefix + key, layout)
+    for name, prefix in _prefixes(model.parts).items():
+        for path, (variable, key, layout) in _part_correspondence(model.parts[name]).items():
+            names[f"{name}/{path}"] = (variable, prefix + key, layout)
     return names
 
 
+def _part_correspondence(part):
+    finest = getattr(part, "min_level", 0)
+    return {
+        path: (variable, *_translate(path, finest))
+        for path, variable in named_variables(part).items()
+    }
+
+
 def _prefixes(parts):
-    """Where each part of a dense detector is in the authors' model."""
+    """Where each part of a dense detector, or each of several necks, is in the authors' model."""
+    if "backbone" not in parts:  # the list of necks by itself
+        return {name: f"{index}." for index, name in enumerate(parts)}
     prefixes = {"backbone": "backbone.", "head": "bbox_head."}
     # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
     if not hasattr(parts["towers"], "pconvs"):
@@ -213,7 +223,7 @@ def _prefixes(parts):
     return {name: prefixes[name] for name in parts}
 
 
-def _translate(path):
+def _translate(path, finest_level):
     *segments, name = path.split("/")
     if name not in _VARIABLES:
         raise CheckpointError(f"variable {path!r} has no counterpart in mmdetection")
@@ -221,8 +231,9 @@ def _translate(path):
     keys = []
     for segment in segments:
         for pattern, replacement in _SEGMENTS:
-            if re.fullmatch(pattern, segment):
-                keys.append(re.sub(pattern, replacement, segment))
+            if match := re.fullmatch(pattern, segment):
+                level = int(match[1]) - finest_level if "{level}" in replacement else None
+                keys.append(match.expand(replacement).format(level=level))
                 break
         else:
             raise CheckpointError(

@@ -1,13 +1,15 @@
-"""Compares this package with the authors' code, case by case of a golden folder.
+"""Compares this package with the authors' code, case by case of one or more golden folders.
 
-sepc-tf check-parity --golden ../shared/golden --case 'detector_*'
+sepc-tf check-parity --golden ../shared/golden* --case 'detector_*'
 """
 
 from pathlib import Path
 
 
 def add_arguments(parser):
-    parser.add_argument("--golden", type=Path, required=True, help="folder with manifest.json")
+    parser.add_argument(
+        "--golden", type=Path, required=True, nargs="+", metavar="DIR", help="with manifest.json"
+    )
     parser.add_argument("--case", default="*", metavar="GLOB", help="as 'retina_*'; default: all")
 
 

@@ -21,21 +21,28 @@ class Float64Reference:
     output_specs: dict[str, dict]
 
 
-def load_cases(folder, pattern: str = "*") -> list:
-    """The cases of a golden folder whose names match `pattern`, as objects of its `recipe.py`.
+def load_cases(folders, pattern: str = "*") -> list:
+    """The cases of golden folders whose names match `pattern`, as objects of their `recipe.py`.
 
     Args:
-        folder: a folder with `manifest.json`, `recipe.py` and the `.npz` files.
+        folders: a folder with `manifest.json`, `recipe.py` and the `.npz` files, or a list of such.
         pattern: as in `fnmatch`, e.g. `"detector_*"`.
 
     Raises:
-        FileNotFoundError: the folder is none, or no case matches.
+        FileNotFoundError: a folder is none, or no case of any matches.
 
     Example, with the authors' outputs in `golden`:
         >>> [case.name for case in load_cases("golden", "decode_*")]  # doctest: +SKIP
         ['decode_freeanchor', 'decode_fsaf', 'decode_retina']
     """
-    folder = Path(folder)
+    folders = folders if isinstance(folders, list) else [folders]
+    cases = [case for folder in folders for case in _folder_cases(Path(folder), pattern)]
+    if not cases:
+        raise FileNotFoundError(f"no case of {', '.join(map(str, folders))} matches {pattern!r}")
+    return cases
+
+
+def _folder_cases(folder, pattern):
     for name in ("manifest.json", "recipe.py"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no golden folder: it has no {name}")
@@ -44,8 +51,6 @@ def load_cases(folder, pattern: str = "*") -> list:
     spec.loader.exec_module(recipe)
     manifest = recipe.manifest(str(folder))
     names = fnmatch.filter(manifest["cases"], pattern)
-    if not names:
-        raise FileNotFoundError(f"no case of {folder} matches {pattern!r}")
     return [recipe.Case(manifest, name, str(folder)) for name in names]
 
 
@@ -82,11 +87,16 @@ def nchw(tensor) -> np.ndarray:
     return np.asarray(tensor).transpose(0, 3, 1, 2)
 
 
-def level_inputs(case, infix: str) -> list[tf.Tensor]:
-    """The inputs `<prefix>.<infix>.0`, `.1`, ... as NHWC tensors, finest level first."""
+def input_levels(case, infix: str) -> dict[int, tf.Tensor]:
+    """The inputs `<prefix>.<infix>.<level>` as NHWC tensors by level, finest first."""
     levels = {}
     for key, value in case.inputs().items():
         head, _, level = key.rpartition(".")
-        if level.isdigit() and head.endswith(f".{infix}"):
+        if level.isdigit() and f".{head}".endswith(f".{infix}"):
             levels[int(level)] = nhwc(value)
-    return [levels[i] for i in sorted(levels)]
+    return dict(sorted(levels.items()))
+
+
+def level_inputs(case, infix: str) -> list[tf.Tensor]:
+    """The maps of `input_levels`, without their numbers."""
+    return [*input_levels(case, infix).values()]

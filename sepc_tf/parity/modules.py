@@ -1,4 +1,4 @@
-"""A layer from a pyramid to pyramids against a case: outputs, gradients, running statistics.
+"""A layer from maps to pyramids against a case: outputs, gradients, running statistics.
 
 Gradients through ReLUs and bilinear sampling jump where a pre-activation or a sampling position
 crosses its kink, and of the millions of units of a neck some always lie within float32's rounding
@@ -23,7 +23,7 @@ import tensorflow as tf
 from sepc_tf import compat
 from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
 from sepc_tf.parity.comparing import FLOAT64_TOLERANCE, ZERO_TOLERANCE, Comparison
-from sepc_tf.parity.golden import float64_reference, level_inputs, nchw
+from sepc_tf.parity.golden import float64_reference, input_levels, nchw
 
 # Twice the most by which kinks moved the authors' float32 gradients: 0.13 of the largest element
 # (README.md of the golden folder, "Float64 references"). A missing term or a wrong sign is more.
@@ -36,13 +36,14 @@ def check_module(
     make_layer: Callable[..., keras.layers.Layer],
     cotangents: Mapping[str, Sequence[tf.Tensor]],
 ) -> None:
-    """Compares a layer from a pyramid to one or more pyramids; see the head of this file.
+    """Compares a layer from maps to one or more pyramids; see the head of this file.
 
     Args:
-        case: as in `check_case`; its inputs `x.i` are the pyramid.
+        case: as in `check_case`; its inputs `x.i` are the maps.
         comparison: takes what is found.
         make_layer: function of a `dtype` that returns the layer, not built.
-        cotangents: dict of the name of an output pyramid -> its cotangents (empty in evaluation).
+        cotangents: dict of the name of an output pyramid -> its cotangents (empty where the case
+            has no gradients).
     """
     results = module_results(case, make_layer, cotangents, "float32")
     gradients = {key for key in results if key.startswith("out.grad")}
@@ -50,7 +51,7 @@ def check_module(
         if key not in gradients:
             unit = typical_loss(results, cotangents) if key == "out.loss" else 0.0
             comparison.output(key, array, unit)
-    if case.config["mode"] != "train":
+    if not gradients:
         return
     reference = float64_reference(case)
     if reference is None:
@@ -149,31 +150,36 @@ def module_results(
         dtype: "float32" or "float64".
 
     Returns:
-        dict of key -> array in the authors' layout: the outputs and, in training, `out.loss`, the
-        new running statistics, and the gradients of inputs and parameters.
+        dict of key -> array in the authors' layout: the outputs, with cotangents `out.loss` and the
+        gradients of inputs and parameters that the case stores, in training the new running
+        statistics.
     """
-    training = case.config["mode"] == "train"
-    pyramid = [tf.cast(x, dtype) for x in level_inputs(case, "x")]
+    training = case.config.get("mode") == "train"
+    levels, maps = zip(*input_levels(case, "x").items())
+    maps = [tf.cast(x, dtype) for x in maps]
     layer = make_layer(dtype=dtype)
-    layer.build([x.shape for x in pyramid])
+    layer.build([x.shape for x in maps])
     import_state_dict(layer, case.params())
-    flat = [tf.cast(x, dtype) for maps in cotangents.values() for x in maps]
-    result = differentiation(layer, flat, training)(pyramid)
-    keys = [f"out.{name}.{i}" for name in cotangents for i in range(len(pyramid))]
+    flat = [tf.cast(x, dtype) for pyramid in cotangents.values() for x in pyramid]
+    result = differentiation(layer, flat, training)(maps)
+    outputs = len(result["outputs"]) // len(cotangents)
+    keys = [f"out.{name}.{i}" for name in cotangents for i in range(outputs)]
     results = {key: nchw(output) for key, output in zip(keys, result["outputs"], strict=True)}
-    if not training:
+    if not flat:
         return results
     results["out.loss"] = result["loss"]
-    for i, gradient in enumerate(result["input_gradients"]):
-        results[f"out.grad_x.{i}"] = nchw(gradient)
+    for level, gradient in zip(levels, result["input_gradients"]):
+        results[f"out.grad_x.{level}"] = nchw(gradient)
     variables = named_variables(layer)
     for path, (key, layout) in mmdet_names(layer).items():
-        if path in result["gradients"]:
+        if path not in result["gradients"]:
+            if training:
+                results[f"out.new.{key}"] = variables[path].numpy()
+        # The gradient of a bias that is 0 in exact arithmetic may be left out of a case.
+        elif f"out.grad.{key}" in case.output_specs:
             gradient = result["gradients"][path]
             oihw = np.transpose(gradient, (3, 2, 0, 1)) if layout == "hwio" else gradient
             results[f"out.grad.{key}"] = oihw
-        else:
-            results[f"out.new.{key}"] = variables[path].numpy()
     return results
 
 

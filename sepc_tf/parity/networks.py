@@ -8,6 +8,7 @@ from sepc_tf.checkpoints import import_state_dict
 from sepc_tf.config import BackboneConfig, DetectorConfig, HeadConfig
 from sepc_tf.necks.sepc import VARIANTS
 from sepc_tf.parity.comparing import NETWORK_TOLERANCE, Comparison
+from sepc_tf.parity.fusion import neck_config
 from sepc_tf.parity.golden import nchw, nhwc
 from sepc_tf.zoo import build_backbone, build_detector
 
@@ -52,8 +53,7 @@ def detector_config(model, lc_padding):
     """
     neck, head = model["neck"], model["bbox_head"]
     if isinstance(neck, dict):
-        options = {"variant": "baseline", "num_convs": head["stacked_convs"]}
-        filters = neck["out_channels"]
+        fpn, options = neck, {"variant": "baseline", "num_convs": head["stacked_convs"]}
     else:
         fpn, sepc = neck
         wanted = {
@@ -63,12 +63,12 @@ def detector_config(model, lc_padding):
         }
         variant = next(name for name, options in VARIANTS.items() if options == wanted)
         options = {"variant": variant, "num_convs": sepc["Pconv_num"]}
-        filters = fpn["out_channels"]
     return DetectorConfig(
         type=detector_type(head),
         convention="modern" if lc_padding else "mmdet1",
         backbone=backbone_config(model["backbone"]),
-        head=HeadConfig(filters=filters, **options),
+        necks=[neck_config(fpn)],
+        head=HeadConfig(filters=fpn["out_channels"], **options),
     )
 
 

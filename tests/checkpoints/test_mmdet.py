@@ -74,6 +74,22 @@ def test_neck_keys_are_the_authors(param_sets, name, variant):
 
 
 @pytest.mark.parametrize(
+    ("options", "first", "norm", "extras"),
+    [
+        ({"min_level": 2, "extra_levels": "pool"}, "lateral_convs.0.conv.bias", None, 0),
+        ({"norm": "group"}, "lateral_convs.0.conv.weight", "fpn_convs.4.gn.weight", 2),
+    ],
+)
+def test_keys_of_fpn_variants(options, first, norm, extras):
+    fpn = FPN(32, **options)
+    fpn.build([(None, None, None, 4)] * (6 - fpn.min_level))
+    keys = export_state_dict(fpn)
+    assert first in keys and (norm is None or norm in keys)
+    convs = {key.split(".")[1] for key in keys if key.startswith("fpn_convs")}
+    assert convs == {str(i) for i in range(6 - fpn.min_level + extras)}
+
+
+@pytest.mark.parametrize(
     ("name", "cls", "variant"),
     [
         ("detector_retina_baseline", RetinaNet, None),
