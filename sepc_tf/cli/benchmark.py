@@ -1,7 +1,8 @@
-"""Measures speed and memory: the deformable convolution, and label assignment.
+"""Measures speed and memory: the deformable convolution, label assignment, RoIAlign.
 
 sepc-tf benchmark deform-conv --json deform_conv.json
 sepc-tf benchmark label-assignment
+sepc-tf benchmark roi-align
 """
 
 import json
@@ -11,7 +12,7 @@ from sepc_tf.errors import UserError
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=["deform-conv", "label-assignment"])
+    parser.add_argument("what", choices=["deform-conv", "label-assignment", "roi-align"])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument("--batch", type=int, nargs="+", help="of deform-conv; default 1 4")
@@ -42,6 +43,10 @@ def run(arguments):
             neck=not arguments.times_only,
         )
         print(benchmark.markdown(report))
+    elif arguments.what == "roi-align":
+        _refuse(arguments, "batch", "map", "times_only", "objects")
+        report = benchmark.roi_align(arguments.repeats)
+        print(benchmark.roi_align_markdown(report))
     else:
         _refuse(arguments, "batch", "map", "times_only")
         objects = tuple(arguments.objects or (8, 32, 128, 256, 512))

@@ -31,7 +31,7 @@ def maps(dtype=np.float64, batch=2):
 
 def boxes_of_two_images():
     boxes = np.array(BOXES)
-    return np.stack([boxes, boxes[::-1] + [1.25, 0.5, 2.0, 0.75]])
+    return np.stack([boxes, boxes[::-1] + np.array([1.25, 0.5, 2.0, 0.75])])
 
 
 def level_of(box, last, finest_scale):
