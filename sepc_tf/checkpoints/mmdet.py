@@ -41,6 +41,14 @@ _SEGMENTS = [
     (r"box_conv_(\d+)", r"reg_convs.\1.conv"),
     (r"classification", "retina_cls"),
     (r"box", "retina_reg"),
+    # region proposal network
+    (r"shared_conv", "rpn_conv"),
+    (r"objectness", "rpn_cls"),
+    (r"deltas", "rpn_reg"),
+    # box head of a two-stage detector
+    (r"fc_(\d+)", r"shared_fcs.\1"),
+    (r"class_logits", "fc_cls"),
+    (r"box_deltas", "fc_reg"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]

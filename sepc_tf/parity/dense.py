@@ -58,10 +58,10 @@ def activated(detector, cls, reg):
 
 
 def padded_batch(case):
-    """The case's objects as a batch: labels from 0, padded with -1."""
+    """The case's objects as a batch: labels from 0 (all 0 where it has none), padded with -1."""
     images = range(len(case.config["img_metas"]))
     boxes = [case.data[f"in.gt_bboxes.{i}"] for i in images]
-    labels = [case.data[f"in.gt_labels.{i}"] - 1 for i in images]
+    labels = [case.data.get(f"in.gt_labels.{i}", np.ones(len(boxes[i]), int)) - 1 for i in images]
     most = max(map(len, boxes)) + 2
 
     def padded(array):

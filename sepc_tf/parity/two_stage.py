@@ -1,17 +1,39 @@
-"""Family of cases: two-stage detectors; so far RoIAlign and the choice of levels."""
+"""Family of cases: two-stage detectors; so far RoIAlign and the region proposal network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import keras
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf import compat
+from sepc_tf.backbones import ResNet
+from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
+from sepc_tf.detectors.anchor_based import AnchorOptions
+from sepc_tf.detectors.dense import level_sizes
+from sepc_tf.detectors.two_stage.rpn import RPN, ProposalOptions, RPNHead, RPNOptions, RPNTower
+from sepc_tf.necks import FPN
+from sepc_tf.ops.boxes import pairwise_iou
+from sepc_tf.ops.matching import BACKGROUND
+from sepc_tf.ops.nms import top_candidates
 from sepc_tf.ops.roi_align import roi_align, roi_levels
-from sepc_tf.parity.comparing import OPERATOR_TOLERANCE, Comparison
+from sepc_tf.parity.comparing import NETWORK_TOLERANCE, OPERATOR_TOLERANCE, Comparison
+from sepc_tf.parity.dense import padded_batch, split_levels
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
+from sepc_tf.parity.modules import compare_float32_gradients
 
 
 def check_of(config: dict):
     """(check, tolerance) of a case with this config, None if it is of another family."""
+    head = config.get("head")
+    if isinstance(head, dict) and head.get("type") == "RPNHead":
+        if "train_cfg" in config:
+            return check_rpn_loss, OPERATOR_TOLERANCE
+        if "proposal_cfg" in config:
+            return check_proposals, OPERATOR_TOLERANCE
+        return check_rpn_head, NETWORK_TOLERANCE
     if "sample_num" in config:
         return check_roi_align, OPERATOR_TOLERANCE
     if "extractor" in config:
@@ -104,3 +126,206 @@ def by_image(rois: np.ndarray, batch: int):
     present = np.zeros(boxes.shape[:2], bool)
     boxes[image, place], present[image, place] = rois[:, 1:], True
     return boxes, present, (image, place)
+
+
+def rpn_of(case) -> RPN:
+    """An RPN of the case's anchors and losses, in the authors' convention; tiny elsewhere."""
+    head = case.config["head"]
+    assigner = case.config.get("train_cfg", {}).get("assigner")
+    options = RPNOptions(
+        anchors=AnchorOptions(
+            strides=head["anchor_strides"],
+            scales=head["anchor_scales"],
+            ratios=head["anchor_ratios"],
+        ),
+        smooth_l1_beta=head["loss_bbox"]["beta"],
+        box_stds=head["target_stds"],
+    )
+    if assigner:
+        options.positive_iou = assigner["pos_iou_thr"]
+        options.negative_iou = assigner["neg_iou_thr"]
+        options.claim_iou = assigner["min_pos_iou"]
+    levels = len(head["anchor_strides"])
+    neck = FPN(8, levels, min_level=2, extra_levels="pool", name="fpn")
+    backbone = ResNet(18, width=8, name="backbone")
+    return RPN.from_parts(backbone, neck, 8, convention="mmdet1", options=options)
+
+
+def rpn_outputs(case) -> dict:
+    """The raw outputs that the case gives."""
+    return {"classification": level_inputs(case, "cls"), "box": level_inputs(case, "reg")}
+
+
+def check_rpn_head(case, comparison: Comparison) -> None:
+    """The convolutions of the RPN: outputs and all gradients."""
+    params = case.params()
+    anchors, filters = len(params["rpn_cls.bias"]), len(params["rpn_conv.bias"])
+
+    def results(dtype):
+        tower, head = RPNTower(filters, dtype=dtype), RPNHead(anchors, dtype=dtype)
+        pyramid = [tf.cast(x, dtype) for x in level_inputs(case, "x")]
+        shapes = [x.shape for x in pyramid]
+        tower.build(shapes)
+        head.build(tower.compute_output_shape(shapes))
+        outputs, gradients = layer_results(
+            case, [tower, head], pyramid, [*level_inputs(case, "cot.cls"), *level_inputs(case, "cot.reg")]
+        )
+        return outputs, gradients
+
+    outputs, gradients = results("float32")
+    names = [f"out.{kind}.{i}" for kind in ("cls", "reg") for i in range(len(outputs) // 2)]
+    cotangents = [*level_inputs(case, "cot.cls"), *level_inputs(case, "cot.reg")]
+    for name, output in zip(names, outputs, strict=True):
+        comparison.output(name, nchw(output))
+    terms = [np.asarray(y) * np.asarray(c) for y, c in zip(outputs, cotangents)]
+    unit = np.sqrt(sum(np.sum(np.square(t)) for t in terms))
+    comparison.output("out.loss", sum(t.sum(dtype=np.float64) for t in terms), unit)
+    compare_float32_gradients(comparison, gradients, lambda: results("float64")[1])
+
+
+def layer_results(case, layers: Sequence[keras.layers.Layer], inputs, cotangents):
+    """Outputs of built layers, one after the other, and their gradients under the golden names."""
+    variables = {}
+    for layer in layers:
+        names = mmdet_names(layer)
+        keys = {key for key, _ in names.values()}
+        import_state_dict(layer, {k: v for k, v in case.params().items() if k in keys})
+        variables |= {names[path]: variable for path, variable in named_variables(layer).items()}
+
+    @tf.function(autograph=False)
+    def run(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = inputs
+            for layer in layers:
+                outputs = layer(outputs)
+            outputs = tf.nest.flatten([outputs["classification"], outputs["box"]])
+            loss = tf.add_n([tf.reduce_sum(y * tf.cast(c, y.dtype)) for y, c in zip(outputs, cotangents)])
+        sources = inputs, [compat.variable_value(v) for v in variables.values()]
+        return outputs, tape.gradient(loss, sources)
+
+    outputs, (by_inputs, by_variables) = run(inputs)
+    gradients = {f"out.grad_x.{i}": nchw(g) for i, g in enumerate(by_inputs)}
+    for (key, layout), gradient in zip(variables, by_variables):
+        gradient = np.asarray(gradient)
+        oihw = gradient.transpose(3, 2, 0, 1) if layout == "hwio" else gradient
+        gradients[f"out.grad.{key}"] = oihw
+    return outputs, gradients
+
+
+def check_rpn_loss(case, comparison: Comparison) -> None:
+    """Anchors, assignment, and with the given samples targets, losses and gradients."""
+    rpn, outputs, batch = rpn_of(case), rpn_outputs(case), padded_batch(case)
+    targets = rpn.label_anchors(outputs, batch)
+    matches = targets["matches"].numpy()
+    inside = rpn.learnable_anchors(outputs, batch["image_sizes"]).numpy()
+    per_cell = rpn.anchor_generator.anchors_per_cell
+    anchors = tf.concat(rpn.anchors(outputs), axis=0)
+    rows, present = given_samples(case, "")
+    sampled = np.zeros(matches.shape, bool)
+    for i in range(len(matches)):
+        sampled[i, rows[i][present[i]]] = True
+        comparison.equal(f"out.inside.{i}", inside[i])
+        # Theirs: -2 outside, -1 ignored, 0 background, else box + 1.
+        codes = np.where(matches[i] >= 0, matches[i] + 1, np.where(matches[i] == BACKGROUND, 0, -1))
+        comparison.equal(f"out.gt_inds.{i}", np.where(inside[i], codes, -2))
+        boxes = case.data[f"in.gt_bboxes.{i}"]
+        overlaps = np.zeros(len(anchors), np.float32)
+        if len(boxes):
+            overlaps = pairwise_iou(anchors, boxes, "mmdet1").numpy().max(axis=1)
+        comparison.output(f"out.max_overlaps.{i}", np.where(inside[i], overlaps, -1.0))
+    positive = sampled & (matches >= 0)
+    arrays = {
+        "labels": positive,
+        "label_weights": sampled,
+        "bbox_targets": np.where(positive[..., None], targets["codes"], 0.0),
+        "bbox_weights": np.repeat(positive[..., None], 4, axis=-1),
+    }
+    for name, array in arrays.items():
+        for i, level in enumerate(split_levels(array, outputs, per_cell)):
+            stored = case.output_specs[f"out.{name}.{i}"]["shape"]
+            # A case of one image stores these without the axis of images.
+            one = len(level) == 1 and len(stored) < level.ndim
+            comparison.output(f"out.{name}.{i}", level[0] if one else level)
+    for i, level in enumerate(rpn.anchors(outputs)):
+        comparison.output(f"out.anchors.{i}", level)
+    compare_rpn_losses(case, comparison, rpn, outputs, targets, rows, present)
+
+
+def compare_rpn_losses(case, comparison, rpn, outputs, targets, rows, present):
+    """The losses of every level, their sum, and the gradients by the raw outputs."""
+
+    @tf.function(autograph=False)
+    def run(outputs):
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            losses = rpn.losses_of_sample(outputs, targets, rows, present)
+            total = losses["rpn_classification"] + losses["rpn_box"]
+        return losses, total, tape.gradient(total, outputs)
+
+    losses, total, gradients = run(outputs)
+    comparison.output("out.loss", total)
+    sides = {"rpn_classification": "loss_cls", "rpn_box": "loss_bbox"}
+    for ours, theirs in sides.items():
+        keys = [f"out.{theirs}.{i}" for i in range(len(level_sizes(outputs)))]
+        want = sum(case.data[key] for key in keys)
+        for key in keys:
+            comparison.record(key, abs(float(losses[ours]) - want) / max(abs(want), 1e-30))
+    for name, kind in (("classification", "cls"), ("box", "reg")):
+        # Coarse levels may hold next to nothing: all levels in units of the largest.
+        keys = [f"out.grad_{kind}.{i}" for i in range(len(gradients[name]))]
+        largest = max(np.abs(case.data[key]).max() for key in keys)
+        for key, level in zip(keys, gradients[name]):
+            comparison.output(key, nchw(level), largest)
+
+
+def given_samples(case, prefix: str, shifts: Sequence[int] | None = None):
+    """The sampled rows of each image, padded: `[B, S]` int32 and bool, positives first."""
+    images = len([key for key in case.data if key.startswith(f"in.{prefix}pos_inds.")])
+    rows = [
+        np.concatenate([case.data[f"in.{prefix}{kind}_inds.{i}"] for kind in ("pos", "neg")])
+        for i in range(images)
+    ]
+    most = max(map(len, rows))
+    present = np.stack([np.arange(most) < len(r) for r in rows])
+    rows = np.stack([np.pad(r, (0, most - len(r))) for r in rows])
+    return rows.astype(np.int32), present
+
+
+def check_proposals(case, comparison: Comparison) -> None:
+    """Proposals of every image, and which anchors are candidates for them."""
+    rpn, outputs = rpn_of(case), rpn_outputs(case)
+    settings = case.config["proposal_cfg"]
+    options = ProposalOptions(
+        nms_pre=settings["nms_pre"],
+        nms_iou=settings["nms_thr"],
+        nms_post=settings["nms_post"],
+        max_proposals=settings["max_num"],
+        min_size=settings["min_bbox_size"],
+        across_levels=settings["nms_across_levels"],
+    )
+    image_sizes = tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]])
+    for level, logits in enumerate(rpn.flatten_outputs(outputs)[0]):
+        if logits.shape[1] > options.nms_pre:
+            rows = top_candidates(logits, options.nms_pre)
+            for i, want in enumerate(rows.numpy()):
+                key = f"out.topk_inds.{i}.{level}"
+                comparison.equal(key, np.sort(want), np.sort(case.data[key]))
+    boxes, scores, present = rpn.proposals(outputs, image_sizes, options)
+    for i in range(len(image_sizes)):
+        found = np.concatenate([boxes[i], scores[i][:, None]], axis=1)[present[i]]
+        key = f"out.proposals.{i}"
+        comparison.output(key, in_their_order(found, case.data[key]))
+
+
+def in_their_order(found: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Rows (box, score) in the order of the stored ones, as far as scores are equal.
+
+    Scores that differ by float32's rounding only are sorted either way.
+    """
+    if found.shape != want.shape:
+        return found
+    nearest = np.abs(want[:, None] - found).max(axis=-1).argmin(axis=1)
+    permuted = len({*nearest}) == len(nearest)
+    tied = np.abs(found[nearest, 4] - found[:, 4]).max(initial=0.0) < 1e-6
+    return found[nearest] if permuted and tied else found
