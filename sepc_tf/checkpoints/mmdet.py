@@ -63,8 +63,8 @@ _VARIABLES = {
     "moving_variance": ("running_var", "same"),
 }
 
-_TO_THEIRS = {"hwio": (3, 2, 0, 1), "same": None}  # HWIO -> OIHW
-_TO_OURS = {"hwio": (2, 3, 1, 0), "same": None}
+_TO_THEIRS = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": None}  # HWIO -> OIHW
+_TO_OURS = {"hwio": (2, 3, 1, 0), "io": (1, 0), "same": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,8 @@ def mmdet_names(model):
 
     Returns:
         dict of path (as in `named_variables`) -> (key, layout); layout "hwio" means that our
-        `[k, k, in, out]` is their `[out, in, k, k]`, "same" that the arrays are equal.
+        `[k, k, in, out]` is their `[out, in, k, k]`, "io" that our `[in, out]` is their
+        `[out, in]`, "same" that the arrays are equal.
 
     Raises:
         CheckpointError: a variable has no counterpart in mmdetection.
@@ -212,7 +213,7 @@ def _correspondence(model):
 def _part_correspondence(part):
     finest = getattr(part, "min_level", 0)
     return {
-        path: (variable, *_translate(path, finest))
+        path: (variable, *_translate(path, finest, len(variable.shape)))
         for path, variable in named_variables(part).items()
     }
 
@@ -231,11 +232,13 @@ def _prefixes(parts):
     return {name: prefixes[name] for name in parts}
 
 
-def _translate(path, finest_level):
+def _translate(path, finest_level, rank):
     *segments, name = path.split("/")
     if name not in _VARIABLES:
         raise CheckpointError(f"variable {path!r} has no counterpart in mmdetection")
     theirs, layout = _VARIABLES[name]
+    if layout == "hwio" and rank == 2:  # of a dense layer
+        layout = "io"
     keys = []
     for segment in segments:
         for pattern, replacement in _SEGMENTS:

@@ -231,7 +231,7 @@ class DenseDetector(Detector):
         def flat(maps, width):
             return [tf.reshape(tf.cast(x, tf.float32), [tf.shape(x)[0], -1, width]) for x in maps]
 
-        return flat(outputs["classification"], self.num_classes), flat(outputs["box"], 4)
+        return flat(outputs["classification"], self.head.num_classes), flat(outputs["box"], 4)
 
     # ---------------------------------------------------------------- saving
 

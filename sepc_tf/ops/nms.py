@@ -40,7 +40,7 @@ def kept_rows(boxes, scores, present, iou_threshold, max_kept, convention="moder
         `[B, R]` int32 rows, best first (0 past the end), and `[B]` int32, how many there are.
 
     Example:
-        >>> boxes = tf.constant([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0], [5.0, 0.0, 9.0, 4.0]]])
+        >>> boxes = tf.constant([[[0.0, 0, 4, 4], [0, 0, 4, 3], [5, 0, 9, 4]]])
         >>> scores, present = tf.constant([[-3.0, 2.0, 1.0]]), tf.fill([1, 3], True)
         >>> rows, counts = kept_rows(boxes, scores, present, 0.5, max_kept=3)
         >>> rows.numpy(), counts.numpy()

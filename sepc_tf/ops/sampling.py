@@ -25,7 +25,8 @@ class RandomSampler:
         ValueError: `number` is below 1, or the fraction is outside [0, 1].
 
     Example:
-        >>> matches, random = tf.constant([[-1, 0, -2, 1, -1]]), tf.constant([[0.1, 0.2, 0, 0.8, 0.9]])
+        >>> matches = tf.constant([[-1, 0, -2, 1, -1]])
+        >>> random = tf.constant([[0.1, 0.2, 0.0, 0.8, 0.9]])
         >>> rows, present = RandomSampler(number=4, positive_fraction=0.25)(matches, random)
         >>> rows.numpy()[present]  # one positive, then all of the background
         array([3, 4, 0], dtype=int32)
@@ -56,9 +57,7 @@ class RandomSampler:
         most = int(self.number * self.positive_fraction)
         positives, are_positive = _best(tf.where(matches >= 0, random, -1.0), most)
         free = self.number - tf.reduce_sum(tf.cast(are_positive, tf.int32), axis=1, keepdims=True)
-        negatives, are_negative = _best(
-            tf.where(matches == BACKGROUND, random, -1.0), self.number
-        )
+        negatives, are_negative = _best(tf.where(matches == BACKGROUND, random, -1.0), self.number)
         are_negative &= tf.range(self.number) < free
         rows = tf.concat([positives, negatives], axis=1)
         present = tf.concat([are_positive, are_negative], axis=1)

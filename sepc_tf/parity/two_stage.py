@@ -1,4 +1,4 @@
-"""Family of cases: two-stage detectors; so far RoIAlign and the region proposal network."""
+"""Family of cases: two-stage detectors; RoIAlign, the region proposal network, the box head."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from sepc_tf.backbones import ResNet
 from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
 from sepc_tf.detectors.anchor_based import AnchorOptions
 from sepc_tf.detectors.dense import level_sizes
+from sepc_tf.detectors.two_stage.roi_heads import BoxHead, RoIStage
 from sepc_tf.detectors.two_stage.rpn import RPN, ProposalOptions, RPNHead, RPNOptions, RPNTower
+from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.necks import FPN
 from sepc_tf.ops.boxes import pairwise_iou
-from sepc_tf.ops.matching import BACKGROUND
-from sepc_tf.ops.nms import top_candidates
+from sepc_tf.ops.coders import BoxCoder
+from sepc_tf.ops.matching import BACKGROUND, MaxIoUMatcher
+from sepc_tf.ops.nms import multiclass_nms, top_candidates
 from sepc_tf.ops.roi_align import roi_align, roi_levels
+from sepc_tf.ops.sampling import RandomSampler
 from sepc_tf.parity.comparing import NETWORK_TOLERANCE, OPERATOR_TOLERANCE, Comparison
 from sepc_tf.parity.dense import padded_batch, split_levels
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
@@ -34,6 +38,14 @@ def check_of(config: dict):
         if "proposal_cfg" in config:
             return check_proposals, OPERATOR_TOLERANCE
         return check_rpn_head, NETWORK_TOLERANCE
+    if isinstance(head, dict) and head.get("type") == "SharedFCBBoxHead":
+        if "train_cfg" in config:
+            return check_box_loss, OPERATOR_TOLERANCE
+        if "test_cfg" in config:
+            return check_box_decoding, OPERATOR_TOLERANCE
+        if "img_metas" in config:
+            return check_refinement, OPERATOR_TOLERANCE
+        return check_box_head, NETWORK_TOLERANCE
     if "sample_num" in config:
         return check_roi_align, OPERATOR_TOLERANCE
     if "extractor" in config:
@@ -167,24 +179,29 @@ def check_rpn_head(case, comparison: Comparison) -> None:
         shapes = [x.shape for x in pyramid]
         tower.build(shapes)
         head.build(tower.compute_output_shape(shapes))
-        outputs, gradients = layer_results(
-            case, [tower, head], pyramid, [*level_inputs(case, "cot.cls"), *level_inputs(case, "cot.reg")]
+        cotangents = {"classification": level_inputs(case, "cot.cls")}
+        cotangents["box"] = level_inputs(case, "cot.reg")
+        outputs, loss, by_inputs, gradients = layer_results(
+            case, [tower, head], pyramid, cotangents
         )
-        return outputs, gradients
+        gradients |= {f"out.grad_x.{i}": nchw(g) for i, g in enumerate(by_inputs)}
+        return outputs, loss, gradients
 
-    outputs, gradients = results("float32")
-    names = [f"out.{kind}.{i}" for kind in ("cls", "reg") for i in range(len(outputs) // 2)]
-    cotangents = [*level_inputs(case, "cot.cls"), *level_inputs(case, "cot.reg")]
-    for name, output in zip(names, outputs, strict=True):
-        comparison.output(name, nchw(output))
-    terms = [np.asarray(y) * np.asarray(c) for y, c in zip(outputs, cotangents)]
-    unit = np.sqrt(sum(np.sum(np.square(t)) for t in terms))
-    comparison.output("out.loss", sum(t.sum(dtype=np.float64) for t in terms), unit)
-    compare_float32_gradients(comparison, gradients, lambda: results("float64")[1])
+    outputs, loss, gradients = results("float32")
+    for name, kind in (("classification", "cls"), ("box", "reg")):
+        for i, output in enumerate(outputs[name]):
+            comparison.output(f"out.{kind}.{i}", nchw(output))
+    comparison.output("out.loss", *loss)
+    compare_float32_gradients(comparison, gradients, lambda: results("float64")[2])
 
 
 def layer_results(case, layers: Sequence[keras.layers.Layer], inputs, cotangents):
-    """Outputs of built layers, one after the other, and their gradients under the golden names."""
+    """Runs built layers one after the other and differentiates `sum(output cotangent)`.
+
+    Returns:
+        outputs; the loss and the unit it is compared in; the gradients by `inputs`; and those by
+        the parameters under the golden names.
+    """
     variables = {}
     for layer in layers:
         names = mmdet_names(layer)
@@ -199,18 +216,19 @@ def layer_results(case, layers: Sequence[keras.layers.Layer], inputs, cotangents
             outputs = inputs
             for layer in layers:
                 outputs = layer(outputs)
-            outputs = tf.nest.flatten([outputs["classification"], outputs["box"]])
-            loss = tf.add_n([tf.reduce_sum(y * tf.cast(c, y.dtype)) for y, c in zip(outputs, cotangents)])
+            terms = tf.nest.map_structure(lambda y, c: y * tf.cast(c, y.dtype), outputs, cotangents)
+            loss = tf.add_n([tf.reduce_sum(term) for term in tf.nest.flatten(terms)])
+        # The loss may cancel to any small number: its unit is such a sum with random signs.
+        unit = tf.sqrt(tf.add_n([tf.reduce_sum(term**2) for term in tf.nest.flatten(terms)]))
         sources = inputs, [compat.variable_value(v) for v in variables.values()]
-        return outputs, tape.gradient(loss, sources)
+        return outputs, (loss, unit), tape.gradient(loss, sources)
 
-    outputs, (by_inputs, by_variables) = run(inputs)
-    gradients = {f"out.grad_x.{i}": nchw(g) for i, g in enumerate(by_inputs)}
+    outputs, loss, (by_inputs, by_variables) = run(inputs)
+    gradients = {}
     for (key, layout), gradient in zip(variables, by_variables):
-        gradient = np.asarray(gradient)
-        oihw = gradient.transpose(3, 2, 0, 1) if layout == "hwio" else gradient
-        gradients[f"out.grad.{key}"] = oihw
-    return outputs, gradients
+        axes = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": (0,)}[layout]
+        gradients[f"out.grad.{key}"] = np.transpose(gradient, axes)
+    return outputs, loss, by_inputs, gradients
 
 
 def check_rpn_loss(case, comparison: Comparison) -> None:
@@ -279,7 +297,7 @@ def compare_rpn_losses(case, comparison, rpn, outputs, targets, rows, present):
             comparison.output(key, nchw(level), largest)
 
 
-def given_samples(case, prefix: str, shifts: Sequence[int] | None = None):
+def given_samples(case, prefix: str):
     """The sampled rows of each image, padded: `[B, S]` int32 and bool, positives first."""
     images = len([key for key in case.data if key.startswith(f"in.{prefix}pos_inds.")])
     rows = [
@@ -329,3 +347,231 @@ def in_their_order(found: np.ndarray, want: np.ndarray) -> np.ndarray:
     permuted = len({*nearest}) == len(nearest)
     tied = np.abs(found[nearest, 4] - found[:, 4]).max(initial=0.0) < 1e-6
     return found[nearest] if permuted and tied else found
+
+
+# ---------------------------------------------------------------- the box head
+
+
+def stage_of(head: dict, assigner: dict | None = None) -> RoIStage:
+    """A stage of an mmdetection `bbox_head` and `assigner`, in the authors' convention."""
+    matcher = MaxIoUMatcher(convention="mmdet1")
+    if assigner:
+        matcher = MaxIoUMatcher(
+            assigner["pos_iou_thr"], assigner["neg_iou_thr"], "mmdet1", assigner["min_pos_iou"]
+        )
+    return RoIStage(
+        pooler=RoIAlign(size=head["roi_feat_size"], convention="mmdet1"),
+        head=BoxHead(
+            head["num_classes"] - 1,
+            head["fc_out_channels"],
+            head["num_fcs"],
+            head["reg_class_agnostic"],
+        ),
+        matcher=matcher,
+        sampler=RandomSampler(),
+        coder=BoxCoder(head["target_stds"], "mmdet1"),
+        smooth_l1_beta=head["loss_bbox"]["beta"],
+    )
+
+
+def box_outputs(case, stage: RoIStage) -> dict:
+    """The raw outputs that the case gives, `[1, N, ...]`."""
+    inputs = case.inputs()
+    cls, reg = (
+        inputs.get(f"{case.name}.{name}", inputs.get(name)) for name in ("cls_score", "bbox_pred")
+    )
+    outputs = {} if cls is None else {"classes": tf.constant(cls[None])}
+    return {**outputs, "boxes": tf.constant(reg.reshape(1, len(reg), stage.head.columns, 4))}
+
+
+def check_box_head(case, comparison: Comparison) -> None:
+    """The dense layers: outputs and all gradients."""
+    inputs = case.inputs()
+    x, cls, reg = (inputs[f"{case.name}.{k}"] for k in ("x", "cot.cls_score", "cot.bbox_pred"))
+
+    def results(dtype):
+        config = case.config["head"]
+        head = BoxHead(
+            config["num_classes"] - 1,
+            config["fc_out_channels"],
+            config["num_fcs"],
+            config["reg_class_agnostic"],
+            dtype=dtype,
+        )
+        pooled = tf.cast(nhwc(x)[None], dtype)
+        head.build(pooled.shape)
+        cotangents = {"classes": cls[None], "boxes": reg.reshape(1, len(reg), head.columns, 4)}
+        outputs, loss, by_pooled, gradients = layer_results(case, [head], pooled, cotangents)
+        return outputs, loss, {**gradients, "out.grad_x": nchw(by_pooled[0])}
+
+    outputs, loss, gradients = results("float32")
+    comparison.output("out.cls_score", outputs["classes"][0])
+    comparison.output("out.bbox_pred", outputs["boxes"][0].numpy().reshape(reg.shape))
+    comparison.output("out.loss", *loss)
+    compare_float32_gradients(comparison, gradients, lambda: results("float64")[2])
+
+
+def check_box_loss(case, comparison: Comparison) -> None:
+    """Assignment, and with the given samples targets, losses and gradients."""
+    train_cfg = case.config["train_cfg"]
+    stage, batch = stage_of(case.config["head"], train_cfg["assigner"]), padded_boxes(case)
+    proposals, present = padded([case.data[f"in.proposals.{i}"][:, :4] for i in images_of(case)])
+    boxes, matches = stage.candidates(tf.constant(proposals), tf.constant(present), batch)
+    most = batch["boxes"].shape[1]
+    for i in images_of(case):
+        objects, labels = case.data[f"in.gt_bboxes.{i}"], case.data[f"in.gt_labels.{i}"]
+        own = matches[i, most : most + present[i].sum()].numpy()
+        codes = np.where(own >= 0, own + 1, np.where(own == BACKGROUND, 0, -1))
+        comparison.equal(f"out.gt_inds.{i}", codes)
+        comparison.equal(f"out.assigned_labels.{i}", np.where(own >= 0, np.r_[labels, 0][own], 0))
+        overlaps = np.zeros(len(own), np.float32)
+        if len(objects):
+            overlaps = pairwise_iou(proposals[i, present[i]], objects, "mmdet1").numpy().max(axis=1)
+        comparison.output(f"out.max_overlaps.{i}", overlaps)
+        positives = case.data[f"in.pos_inds.{i}"]
+        comparison.equal(f"out.pos_is_gt.{i}", positives < len(objects))
+        kept = np.r_[np.arange(len(objects)), own][positives]
+        comparison.equal(f"out.pos_assigned_gt_inds.{i}", kept)
+
+    rows, here = given_samples(case, "")
+    samples = stage.samples(boxes, matches, behind_padding(case, rows, most), here, batch)
+    compare_samples(case, comparison, samples)
+    image = np.nonzero(here)[0][:, None]
+    comparison.output("out.rois", np.hstack([image, samples["boxes"].numpy()[here]]))
+    positive = samples["matches"].numpy()[here] >= 0
+    comparison.equal("out.label_weights", np.ones(len(positive)))
+    comparison.equal("out.bbox_weights", np.repeat(positive[:, None], 4, axis=1))
+
+    raw = box_outputs(case, stage)
+    places = tf.constant(np.argwhere(here))
+
+    @tf.function(autograph=False)
+    def run(raw):
+        with tf.GradientTape() as tape:
+            tape.watch(raw)
+            outputs = {
+                name: tf.scatter_nd(places, x[0], [*here.shape, *x.shape[2:]])
+                for name, x in raw.items()
+            }
+            losses = stage.losses(outputs, samples)
+            total = tf.add_n([*losses.values()])
+        return losses, tape.gradient(total, raw)
+
+    losses, gradients = run(raw)
+    comparison.output("out.loss_cls", losses["classification"])
+    comparison.output("out.loss_bbox", losses["box"])
+    compare_accuracy(comparison, raw["classes"][0], samples["columns"].numpy()[here])
+    comparison.output("out.grad_cls_score", gradients["classes"][0])
+    boxes = gradients["boxes"][0].numpy()
+    comparison.output("out.grad_bbox_pred", boxes.reshape(len(boxes), -1))
+
+
+def compare_samples(case, comparison, samples):
+    """Classes and box codes of the samples, in the authors' order of boxes."""
+    here = samples["present"].numpy() if tf.is_tensor(samples["present"]) else samples["present"]
+    comparison.equal("out.labels", samples["columns"].numpy()[here])
+    comparison.output("out.bbox_targets", samples["codes"].numpy()[here])
+
+
+def compare_accuracy(comparison, logits, columns):
+    """How many of all boxes have their class on top, in percent."""
+    right = np.argmax(logits, axis=-1) == columns
+    comparison.output("out.acc", np.array([100 * right.mean()]), scale=100.0)
+
+
+def images_of(case) -> range:
+    """The numbers of the images of a case with objects."""
+    return range(len([key for key in case.data if key.startswith("in.gt_bboxes.")]))
+
+
+def padded(arrays: Sequence[np.ndarray], value: float = 0.0):
+    """`[N_i, ...]` arrays as one `[B, N, ...]`, and which entries are real."""
+    most = max(map(len, arrays))
+    present = np.stack([np.arange(most) < len(a) for a in arrays])
+    rest = [[(0, 0)] * (a.ndim - 1) for a in arrays]
+    stacked = [
+        np.pad(a, [(0, most - len(a)), *r], constant_values=value) for a, r in zip(arrays, rest)
+    ]
+    return np.stack(stacked), present
+
+
+def padded_boxes(case) -> dict:
+    """The case's objects as a batch: labels from 0, padded with -1."""
+    images = images_of(case)
+    boxes, _ = padded([case.data[f"in.gt_bboxes.{i}"] for i in images], -1.0)
+    labels, _ = padded([case.data[f"in.gt_labels.{i}"] - 1 for i in images], -1)
+    return {"boxes": tf.constant(boxes), "labels": tf.constant(labels, tf.int32)}
+
+
+def behind_padding(case, rows: np.ndarray, most: int) -> np.ndarray:
+    """Rows of [objects; proposals] as rows of [objects padded to `most`; proposals]."""
+    counts = np.array([[len(case.data[f"in.gt_bboxes.{i}"])] for i in images_of(case)])
+    return rows + np.where(rows >= counts, most - counts, 0).astype(np.int32)
+
+
+def check_box_decoding(case, comparison: Comparison) -> None:
+    """Boxes of every class, scores, and detections with and without division by the scale."""
+    stage, settings = stage_of(case.config["head"]), case.config["test_cfg"]
+    outputs, boxes = box_outputs(case, stage), tf.constant(case.data["in.rois"][None, :, 1:])
+    image_sizes = tf.constant([case.config["img_shape"][:2]])
+    present = tf.fill(boxes.shape[:2], True)
+    decoded, scores = stage.scored_boxes(outputs, boxes, present, image_sizes)
+    scale = np.asarray(case.config["scale_factor"], np.float32)
+    if "out.boxes" in case.output_specs:
+        every = decoded
+        if not stage.head.class_agnostic:
+            background = stage.refined(
+                outputs, boxes, tf.zeros(boxes.shape[:2], tf.int32), image_sizes
+            )
+            every = tf.concat([background[:, :, None], decoded], axis=2)
+        every = every[0].numpy()
+        comparison.output("out.boxes", every.reshape(len(every), -1))
+        comparison.output("out.boxes_rescaled", (every / scale).reshape(len(every), -1))
+        comparison.output("out.scores", tf.nn.softmax(outputs["classes"][0]))
+    for suffix, divisor in (("", np.float32(1)), ("_rescaled", scale)):
+        if f"out.det_bboxes{suffix}" not in case.output_specs:
+            continue
+        found = multiclass_nms(
+            decoded / divisor,
+            scores,
+            settings["score_thr"],
+            settings["nms"]["iou_thr"],
+            settings["max_per_img"],
+            "mmdet1",
+        )
+        compare_detections(case, comparison, found, suffix)
+
+
+def compare_detections(case, comparison, found, suffix=""):
+    """Detections of one image; the authors sort them only where there are too many."""
+    got = {name: value[0].numpy() for name, value in found.items()}
+    count = got["num_detections"]
+    detections = np.column_stack([got["boxes"], got["scores"], got["classes"]])[:count]
+    boxes, labels = (case.data[f"out.det_{name}{suffix}"] for name in ("bboxes", "labels"))
+    order = np.argsort(-boxes[:, 4], kind="stable")
+    wanted = np.column_stack([boxes, labels])[order]
+    detections = in_their_order(detections, wanted)
+    comparison.close(f"out.det_bboxes{suffix}", detections[:, :4], wanted[:, :4])
+    comparison.close(f"out.det_bboxes{suffix}", detections[:, 4], wanted[:, 4])
+    comparison.equal(f"out.det_labels{suffix}", detections[:, 5], wanted[:, 5])
+
+
+def check_refinement(case, comparison: Comparison) -> None:
+    """Boxes between the stages of a cascade, in training and at test time."""
+    stage, rois = stage_of(case.config["head"]), case.data["in.rois"]
+    image_sizes = tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]])
+    outputs = box_outputs(case, stage)
+    for i in range(len(image_sizes)):
+        own = rois[:, 0] == i
+        refined = stage.refined(
+            {"boxes": tf.boolean_mask(outputs["boxes"], own, axis=1)},
+            tf.constant(rois[None, own, 1:]),
+            tf.constant(case.data["in.labels"][None, own]),
+            image_sizes[i : i + 1],
+        )[0].numpy()
+        # The objects among the positives, which come first, are dropped in training.
+        objects = case.data[f"in.pos_is_gt.{i}"].astype(bool)
+        kept = ~np.pad(objects, (0, own.sum() - len(objects)))
+        comparison.output(f"out.refined.{i}", refined[kept])
+        if i == 0:
+            comparison.output("out.regressed", np.hstack([rois[own, :1], refined]))

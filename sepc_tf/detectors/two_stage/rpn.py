@@ -353,9 +353,7 @@ class RPN(AnchorDetector):
         number = tf.shape(scores)[1]
         in_order = self.convention == "mmdet1"
         max_kept = number if in_order else tf.minimum(number, most)
-        rows, counts = kept_rows(
-            boxes, scores, present, options.nms_iou, max_kept, self.convention
-        )
+        rows, counts = kept_rows(boxes, scores, present, options.nms_iou, max_kept, self.convention)
         found = tf.range(max_kept)[None] < counts[:, None]
         if in_order:
             rows = tf.sort(tf.where(found, rows, number), axis=1)[:, :most]
