@@ -1,8 +1,8 @@
 """From a config to a built detector, and the tables of everything that can be built.
 
 A detector is a class with `Options` (a dataclass of its settings) and `from_parts`; a neck is a
-layer with `Options`, whose fields are its constructor's arguments, and `min_level`. A new one is a
-file of its own and a line here.
+layer with `Options`, whose fields are its constructor's arguments, and, if it takes a backbone's
+maps, `min_level`. A new one is a file of its own and a line here.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from sepc_tf.backbones import KerasCVFeatures, ResNet
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
 from sepc_tf.compat import import_keras_cv
-from sepc_tf.detectors import FSAF, Detector, FreeAnchor, RetinaNet
+from sepc_tf.detectors import FSAF, RPN, Detector, FasterRCNN, FreeAnchor, RetinaNet
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
-from sepc_tf.necks import FPN, SEPC, ConvTowers
+from sepc_tf.necks import FPN, SEPC, ConvTowers, PConvNeck
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_unused, typed
 
-DETECTORS = {"retinanet": RetinaNet, "free_anchor": FreeAnchor, "fsaf": FSAF}
-NECKS = {"fpn": FPN}
+DETECTORS = {
+    "retinanet": RetinaNet,
+    "free_anchor": FreeAnchor,
+    "fsaf": FSAF,
+    "faster_rcnn": FasterRCNN,
+}
+NECKS = {"fpn": FPN, "pconv": PConvNeck}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)
 
@@ -56,13 +61,23 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
     necks = [
         _checked_neck(neck, f"detector.necks[{i}]", source) for i, neck in enumerate(config.necks)
     ]
+    if not hasattr(build_necks(necks[:1], config.head.filters)[0], "min_level"):
+        raise ConfigError(
+            f"{source}: detector.necks[0]: {necks[0]['type']} takes a pyramid; put it behind a "
+            "neck that makes one, as fpn"
+        )
     try:
         build_necks(necks, config.head.filters)  # without weights: only for what it refuses
         if config.nms == "soft":
             check_unused(config, ("nms_iou",), "detector.", "nms: soft")
         else:
             check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
-        if config.head.variant not in SEPC_VARIANTS:
+        if issubclass(cls, RPN):
+            of_towers = ("variant", "num_convs", "normalization", "shared")
+            check_unused(config.head, of_towers, "detector.head.", f"type: {config.type}")
+            reason = f"type: {config.type} (but options.test_proposals.nms_pre has)"
+            check_unused(config, ("nms_pre",), "detector.", reason)
+        elif config.head.variant not in SEPC_VARIANTS:
             reason = f"variant: {config.head.variant}"
             check_unused(config.head, ("normalization", "shared"), "detector.head.", reason)
         _check_backbone(config.backbone)
@@ -94,11 +109,15 @@ def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int =
     """
     config = check_detector(config)
     cls = DETECTORS[config.type]
+    if issubclass(cls, RPN):
+        between = {"filters": config.head.filters}
+    else:
+        between = {"towers": build_towers(config.head, config.convention)}
     try:
         detector = cls.from_parts(
             backbone=build_backbone(config.backbone),
             necks=build_necks(config.necks, config.head.filters),
-            towers=build_towers(config.head, config.convention),
+            **between,
             num_classes=num_classes,
             convention=config.convention,
             options=config.options,

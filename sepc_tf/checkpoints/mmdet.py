@@ -224,7 +224,9 @@ def _prefixes(parts):
         return {name: f"{index}." for index, name in enumerate(parts)}
     prefixes = {"backbone": "backbone.", "head": "bbox_head."}
     # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
-    if not hasattr(parts["towers"], "pconvs"):
+    if hasattr(parts["head"], "objectness"):
+        prefixes |= {"towers": "rpn_head.", "head": "rpn_head.", "box_head": "bbox_head."}
+    elif not hasattr(parts["towers"], "pconvs"):
         prefixes["towers"] = "bbox_head."
     necks = [name for name in parts if name not in prefixes]
     for index, name in enumerate(necks):

@@ -7,12 +7,15 @@ from sepc_tf.detectors.free_anchor import FreeAnchor
 from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.detectors.retinanet import RetinaNet
+from sepc_tf.detectors.two_stage import RPN, FasterRCNN
 
 __all__ = [
     "FSAF",
+    "RPN",
     "AnchorDetector",
     "DenseDetector",
     "Detector",
+    "FasterRCNN",
     "FreeAnchor",
     "PredictionHead",
     "RetinaNet",

@@ -23,6 +23,7 @@ from sepc_tf.settings import setting
 keras.saving.register_keras_serializable(package="sepc_tf")(RandomSampler)
 
 
+@keras.saving.register_keras_serializable(package="sepc_tf")
 @dataclasses.dataclass
 class ProposalOptions:
     """How raw outputs become proposals."""
@@ -33,6 +34,15 @@ class ProposalOptions:
     max_proposals: int = setting(2000, at_least=1)  # of an image
     min_size: float = setting(0.0, at_least=0)  # shortest side in pixels
     across_levels: bool = False  # a second NMS over all levels
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, as a dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ProposalOptions:
+        """The inverse of `get_config`."""
+        return cls(**config)
 
 
 @dataclasses.dataclass
