@@ -47,8 +47,8 @@ def kept_rows(boxes, scores, present, iou_threshold, max_kept, convention="moder
         (array([[1, 2, 0]], dtype=int32), array([2], dtype=int32))
     """
     number = tf.shape(scores)[1]
-    lowest = scores.dtype.min
-    order = tf.math.top_k(tf.where(present, scores, lowest), k=number).indices
+    keys = tf.where(present, scores, tf.float32.min)
+    order = tf.math.top_k(keys, k=number).indices
     boxes = tf.gather(boxes, order, axis=1, batch_dims=1)
     boxes += tf.constant([0.0, 0.0, 1.0, 1.0]) * LAST_PIXEL[convention]
     present = tf.gather(present, order, axis=1, batch_dims=1)

@@ -1,4 +1,4 @@
-"""Family of cases: two-stage detectors; RoIAlign, the region proposal network, the box head."""
+"""Family of cases: two-stage detectors; RoIAlign, RPN, box head, Faster R-CNN."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import tensorflow as tf
 from sepc_tf import compat
 from sepc_tf.backbones import ResNet
 from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
+from sepc_tf.config import DetectorConfig, HeadConfig
 from sepc_tf.detectors.anchor_based import AnchorOptions
-from sepc_tf.detectors.dense import level_sizes
+from sepc_tf.detectors.two_stage.faster_rcnn import FasterRCNN, FasterRCNNOptions
 from sepc_tf.detectors.two_stage.roi_heads import BoxHead, RoIStage
 from sepc_tf.detectors.two_stage.rpn import RPN, ProposalOptions, RPNHead, RPNOptions, RPNTower
 from sepc_tf.layers.roi_align import RoIAlign
@@ -23,14 +24,25 @@ from sepc_tf.ops.matching import BACKGROUND, MaxIoUMatcher
 from sepc_tf.ops.nms import multiclass_nms, top_candidates
 from sepc_tf.ops.roi_align import roi_align, roi_levels
 from sepc_tf.ops.sampling import RandomSampler
-from sepc_tf.parity.comparing import NETWORK_TOLERANCE, OPERATOR_TOLERANCE, Comparison
+from sepc_tf.parity.comparing import (
+    NETWORK_TOLERANCE,
+    OPERATOR_TOLERANCE,
+    Comparison,
+    relative_error,
+)
 from sepc_tf.parity.dense import padded_batch, split_levels
+from sepc_tf.parity.fusion import neck_config
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
-from sepc_tf.parity.modules import compare_float32_gradients
+from sepc_tf.parity.modules import COARSE_TOLERANCE, compare_float32_gradients
+from sepc_tf.parity.networks import backbone_config
+from sepc_tf.zoo import build_detector
 
 
 def check_of(config: dict):
     """(check, tolerance) of a case with this config, None if it is of another family."""
+    model = config.get("model")
+    if isinstance(model, dict) and model.get("type") == "FasterRCNN":
+        return (check_step if "train_cfg" in config else check_test), NETWORK_TOLERANCE
     head = config.get("head")
     if isinstance(head, dict) and head.get("type") == "RPNHead":
         if "train_cfg" in config:
@@ -143,24 +155,25 @@ def by_image(rois: np.ndarray, batch: int):
 def rpn_of(case) -> RPN:
     """An RPN of the case's anchors and losses, in the authors' convention; tiny elsewhere."""
     head = case.config["head"]
-    assigner = case.config.get("train_cfg", {}).get("assigner")
+    options = rpn_options(head, case.config.get("train_cfg", {}).get("assigner"))
+    neck = FPN(8, len(head["anchor_strides"]), min_level=2, extra_levels="pool", name="fpn")
+    backbone = ResNet(18, width=8, name="backbone")
+    return RPN.from_parts(backbone, neck, 8, convention="mmdet1", options=options)
+
+
+def rpn_options(head: dict, assigner: dict | None) -> RPNOptions:
+    """`RPNOptions` of an mmdetection `rpn_head` and, in training, its `assigner`."""
+    anchors = AnchorOptions(
+        strides=head["anchor_strides"], scales=head["anchor_scales"], ratios=head["anchor_ratios"]
+    )
     options = RPNOptions(
-        anchors=AnchorOptions(
-            strides=head["anchor_strides"],
-            scales=head["anchor_scales"],
-            ratios=head["anchor_ratios"],
-        ),
-        smooth_l1_beta=head["loss_bbox"]["beta"],
-        box_stds=head["target_stds"],
+        anchors, smooth_l1_beta=head["loss_bbox"]["beta"], box_stds=head["target_stds"]
     )
     if assigner:
         options.positive_iou = assigner["pos_iou_thr"]
         options.negative_iou = assigner["neg_iou_thr"]
         options.claim_iou = assigner["min_pos_iou"]
-    levels = len(head["anchor_strides"])
-    neck = FPN(8, levels, min_level=2, extra_levels="pool", name="fpn")
-    backbone = ResNet(18, width=8, name="backbone")
-    return RPN.from_parts(backbone, neck, 8, convention="mmdet1", options=options)
+    return options
 
 
 def rpn_outputs(case) -> dict:
@@ -244,9 +257,7 @@ def check_rpn_loss(case, comparison: Comparison) -> None:
     for i in range(len(matches)):
         sampled[i, rows[i][present[i]]] = True
         comparison.equal(f"out.inside.{i}", inside[i])
-        # Theirs: -2 outside, -1 ignored, 0 background, else box + 1.
-        codes = np.where(matches[i] >= 0, matches[i] + 1, np.where(matches[i] == BACKGROUND, 0, -1))
-        comparison.equal(f"out.gt_inds.{i}", np.where(inside[i], codes, -2))
+        comparison.equal(f"out.gt_inds.{i}", np.where(inside[i], their_codes(matches[i]), -2))
         boxes = case.data[f"in.gt_bboxes.{i}"]
         overlaps = np.zeros(len(anchors), np.float32)
         if len(boxes):
@@ -270,6 +281,11 @@ def check_rpn_loss(case, comparison: Comparison) -> None:
     compare_rpn_losses(case, comparison, rpn, outputs, targets, rows, present)
 
 
+def their_codes(matches: np.ndarray) -> np.ndarray:
+    """Matches as the authors write them: -1 ignored, 0 background, else box + 1."""
+    return np.where(matches >= 0, matches + 1, np.where(matches == BACKGROUND, 0, -1))
+
+
 def compare_rpn_losses(case, comparison, rpn, outputs, targets, rows, present):
     """The losses of every level, their sum, and the gradients by the raw outputs."""
 
@@ -283,18 +299,22 @@ def compare_rpn_losses(case, comparison, rpn, outputs, targets, rows, present):
 
     losses, total, gradients = run(outputs)
     comparison.output("out.loss", total)
-    sides = {"rpn_classification": "loss_cls", "rpn_box": "loss_bbox"}
-    for ours, theirs in sides.items():
-        keys = [f"out.{theirs}.{i}" for i in range(len(level_sizes(outputs)))]
-        want = sum(case.data[key] for key in keys)
-        for key in keys:
-            comparison.record(key, abs(float(losses[ours]) - want) / max(abs(want), 1e-30))
+    compare_sums(case, comparison, losses["rpn_classification"], "out.loss_cls")
+    compare_sums(case, comparison, losses["rpn_box"], "out.loss_bbox")
     for name, kind in (("classification", "cls"), ("box", "reg")):
         # Coarse levels may hold next to nothing: all levels in units of the largest.
         keys = [f"out.grad_{kind}.{i}" for i in range(len(gradients[name]))]
         largest = max(np.abs(case.data[key]).max() for key in keys)
         for key, level in zip(keys, gradients[name]):
             comparison.output(key, nchw(level), largest)
+
+
+def compare_sums(case, comparison, ours, prefix):
+    """A loss of ours with the sum of theirs, of which they store one for each level."""
+    keys = [key for key in case.output_specs if key.rpartition(".")[0] == prefix]
+    error = relative_error(ours, np.sum([case.data[key] for key in keys]))
+    for key in keys:
+        comparison.record(key, error)
 
 
 def given_samples(case, prefix: str):
@@ -313,15 +333,7 @@ def given_samples(case, prefix: str):
 def check_proposals(case, comparison: Comparison) -> None:
     """Proposals of every image, and which anchors are candidates for them."""
     rpn, outputs = rpn_of(case), rpn_outputs(case)
-    settings = case.config["proposal_cfg"]
-    options = ProposalOptions(
-        nms_pre=settings["nms_pre"],
-        nms_iou=settings["nms_thr"],
-        nms_post=settings["nms_post"],
-        max_proposals=settings["max_num"],
-        min_size=settings["min_bbox_size"],
-        across_levels=settings["nms_across_levels"],
-    )
+    options = proposal_options(case.config["proposal_cfg"])
     image_sizes = tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]])
     for level, logits in enumerate(rpn.flatten_outputs(outputs)[0]):
         if logits.shape[1] > options.nms_pre:
@@ -334,6 +346,18 @@ def check_proposals(case, comparison: Comparison) -> None:
         found = np.concatenate([boxes[i], scores[i][:, None]], axis=1)[present[i]]
         key = f"out.proposals.{i}"
         comparison.output(key, in_their_order(found, case.data[key]))
+
+
+def proposal_options(settings: dict) -> ProposalOptions:
+    """`ProposalOptions` of mmdetection's `rpn_proposal`, or `rpn` of `test_cfg`."""
+    return ProposalOptions(
+        nms_pre=settings["nms_pre"],
+        nms_iou=settings["nms_thr"],
+        nms_post=settings["nms_post"],
+        max_proposals=settings["max_num"],
+        min_size=settings["min_bbox_size"],
+        across_levels=settings["nms_across_levels"],
+    )
 
 
 def in_their_order(found: np.ndarray, want: np.ndarray) -> np.ndarray:
@@ -421,8 +445,7 @@ def check_box_loss(case, comparison: Comparison) -> None:
     for i in images_of(case):
         objects, labels = case.data[f"in.gt_bboxes.{i}"], case.data[f"in.gt_labels.{i}"]
         own = matches[i, most : most + present[i].sum()].numpy()
-        codes = np.where(own >= 0, own + 1, np.where(own == BACKGROUND, 0, -1))
-        comparison.equal(f"out.gt_inds.{i}", codes)
+        comparison.equal(f"out.gt_inds.{i}", their_codes(own))
         comparison.equal(f"out.assigned_labels.{i}", np.where(own >= 0, np.r_[labels, 0][own], 0))
         overlaps = np.zeros(len(own), np.float32)
         if len(objects):
@@ -575,3 +598,211 @@ def check_refinement(case, comparison: Comparison) -> None:
         comparison.output(f"out.refined.{i}", refined[kept])
         if i == 0:
             comparison.output("out.regressed", np.hstack([rois[own, :1], refined]))
+
+
+# ---------------------------------------------------------------- the whole detector
+
+
+def faster_rcnn_of(case) -> FasterRCNN:
+    """The detector of the case, with its weights."""
+    model, params = case.config["model"], case.params()
+    train, test = case.config.get("train_cfg", {}), case.config.get("test_cfg", {})
+    head = model["bbox_head"]
+    options = FasterRCNNOptions(
+        rpn=rpn_options(model["rpn_head"], train.get("rpn", {}).get("assigner")),
+        units=head["fc_out_channels"],
+        pooled_size=head["roi_feat_size"],
+        class_agnostic=head["reg_class_agnostic"],
+        box_stds=head["target_stds"],
+        smooth_l1_beta=head["loss_bbox"]["beta"],
+    )
+    config = DetectorConfig(
+        type="faster_rcnn",
+        convention="mmdet1",
+        backbone=backbone_config(model["backbone"]),
+        necks=[neck_config(model["neck"])],
+        head=HeadConfig(filters=model["neck"]["out_channels"]),
+        options=options,
+    )
+    stacked = {key.split(".")[3] for key in params if key.startswith("neck.1.Pconvs.")}
+    if stacked:
+        normalization = "integrated" if any(".bn." in k for k in params if "Pconvs" in k) else None
+        config.necks.append(
+            {"type": "pconv", "num_convs": len(stacked), "normalization": normalization}
+        )
+    if train:
+        assigner = train["rcnn"]["assigner"]
+        options.positive_iou = assigner["pos_iou_thr"]
+        options.negative_iou = assigner["neg_iou_thr"]
+        options.claim_iou = assigner["min_pos_iou"]
+    else:
+        options.test_proposals = proposal_options(test["rpn"])
+        config.score_threshold = test["rcnn"]["score_thr"]
+        config.nms_iou = test["rcnn"]["nms"]["iou_thr"]
+        config.max_detections = test["rcnn"]["max_per_img"]
+    detector = build_detector(config, num_classes=head["num_classes"] - 1)
+    import_state_dict(detector, params)
+    return detector
+
+
+def check_step(case, comparison: Comparison) -> None:
+    """A training step with given proposals and samples: everything up to all gradients."""
+    detector = faster_rcnn_of(case)
+    batch = padded_boxes(case)
+    batch["image_sizes"] = tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]])
+    proposals, present = padded([case.data[f"in.proposals.{i}"][:, :4] for i in images_of(case)])
+    candidates, matches = detector.stage.candidates(tf.constant(proposals), present, batch)
+    most = batch["boxes"].shape[1]
+    rows, here = given_samples(case, "rcnn_")
+    rows = behind_padding(case, rows, most)
+    samples = detector.stage.samples(candidates, matches, rows, tf.constant(here), batch)
+    rpn_rows, rpn_here = given_samples(case, "rpn_")
+    names = mmdet_names(detector)
+    variables = {
+        names[path]: compat.variable_value(variable)
+        for path, variable in named_variables(detector).items()
+        if variable.trainable
+    }
+
+    @tf.function(autograph=False)
+    def run(images):
+        with tf.GradientTape() as tape:
+            pyramid, outputs = detector.pyramid_and_outputs(images, training=True)
+            targets = detector.label_anchors(outputs, batch)
+            losses = detector.losses_of_sample(outputs, targets, rpn_rows, rpn_here)
+            heads = detector.stage(pyramid, samples["boxes"], samples["present"])
+            losses |= detector.stage.losses(heads, samples)
+            total = tf.add_n([*losses.values()])
+        inside = detector.learnable_anchors(outputs, batch["image_sizes"])
+        gradients = tape.gradient(total, [*variables.values()])
+        return pyramid, outputs, targets["matches"], inside, heads, losses, total, gradients
+
+    def gradients_of(results):
+        axes = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": (0,)}
+        return {
+            f"out.grad.{key}": np.transpose(gradient, axes[layout])
+            for (key, layout), gradient in zip(variables, results[-1])
+        }
+
+    images = nhwc(case.inputs()[f"{case.name}.img"])
+    results = run(images)
+    pyramid, outputs, anchor_matches, inside, heads, losses, total, _ = results
+    compare_first_stage(comparison, pyramid, outputs)
+    for i in images_of(case):
+        codes = np.where(inside[i], their_codes(anchor_matches[i].numpy()), -2)
+        comparison.equal(f"out.rpn_gt_inds.{i}", codes)
+        own = matches[i, most : most + present[i].sum()].numpy()
+        comparison.equal(f"out.rcnn_gt_inds.{i}", their_codes(own))
+    logits, boxes = (heads[name].numpy()[here] for name in ("classes", "boxes"))
+    comparison.output("out.cls_score", logits)
+    comparison.output("out.bbox_pred", boxes.reshape(len(boxes), -1))
+    compare_samples(case, comparison, samples)
+    compare_sums(case, comparison, losses["rpn_classification"], "out.loss_rpn_cls")
+    compare_sums(case, comparison, losses["rpn_box"], "out.loss_rpn_bbox")
+    comparison.output("out.loss_cls", losses["classification"])
+    comparison.output("out.loss_bbox", losses["box"])
+    comparison.output("out.loss", total)
+    compare_accuracy(comparison, logits, samples["columns"].numpy()[here])
+    for path, variable in named_variables(detector).items():
+        key = f"out.new.{names[path][0]}"
+        if key in case.output_specs:
+            comparison.output(key, variable.numpy())
+    compare_gradients_with_kinks(
+        case, comparison, gradients_of(results), lambda noise: gradients_of(run(images + noise))
+    )
+
+
+def compare_gradients_with_kinks(case, comparison, gradients, moved_by, runs: int = 6) -> None:
+    """Compares gradients through ReLUs, whose kinks two right float32 programs pass differently.
+
+    A gradient that misses the tolerance is computed again from images that are moved by about as
+    much as float32 rounds. What is stored must then lie, element by element, between the smallest
+    and the largest of these gradients, to the same tolerance; of what is stored as statistics only,
+    those of one of them must fit. What misses even then must lie within `COARSE_TOLERANCE`.
+
+    Args:
+        case, comparison: as in `check_case`.
+        gradients: dict of key -> our gradient.
+        moved_by: function of noise `[B, H, W, 3]` that returns the gradients of moved images.
+        runs: how many noises are tried.
+    """
+    errors = {key: comparison.output_error(key, gradient) for key, gradient in gradients.items()}
+    missed = [key for key, error in errors.items() if not error <= comparison.tolerance]
+    for key in errors.keys() - set(missed):
+        comparison.record(key, errors[key])
+    if not missed:
+        return
+    (shape,) = [shape for name, shape, _ in case.input_specs if name == f"{case.name}.img"]
+    rng = np.random.default_rng(0)
+    moved = [gradients]
+    for _ in range(runs):
+        noise = 1e-6 * rng.standard_normal(shape, np.float32)
+        moved.append(moved_by(nhwc(noise)))
+    for key in missed:
+        if key in case.data:
+            slices = case.output_specs[key]["slices"]
+            parts = [m[key] if slices is None else m[key][tuple(slice(*s) for s in slices)]
+                     for m in moved]  # fmt: skip
+            want = case.data[key]
+            nearest = np.clip(want, np.min(parts, axis=0), np.max(parts, axis=0))
+            error = relative_error(nearest, want)
+        else:
+            error = min(comparison.output_error(key, m[key]) for m in moved)
+        if error <= comparison.tolerance or not error <= COARSE_TOLERANCE:
+            comparison.record(key, error)
+        else:
+            comparison.compared.add(key)
+            comparison.coarse.add(key)
+    comparison.notes.append(
+        f"{len(missed)} of {len(gradients)} gradients compared with those of images moved by 1e-6 "
+        f"(kinks); {len(comparison.coarse)} of them held to {COARSE_TOLERANCE} only"
+    )
+
+
+def compare_first_stage(comparison, pyramid, outputs):
+    """The maps behind the necks and the raw outputs of the RPN."""
+    groups = {"fpn": pyramid, "rpn_cls": outputs["classification"], "rpn_reg": outputs["box"]}
+    for name, maps in groups.items():
+        for i, level in enumerate(maps):
+            comparison.output(f"out.{name}.{i}", nchw(level))
+
+
+def check_test(case, comparison: Comparison) -> None:
+    """One image: the first stage, its proposals, the box head on them, detections."""
+    detector, (meta,) = faster_rcnn_of(case), case.config["img_metas"]
+    image_sizes = tf.constant([meta["img_shape"][:2]])
+    proposals = case.data["in.proposals"]
+    present = tf.fill([1, len(proposals)], True)
+    scale = np.float32(meta["scale_factor"])
+
+    @tf.function(autograph=False)
+    def run(images):
+        pyramid, outputs = detector.pyramid_and_outputs(images, training=False)
+        found = detector.proposals(outputs, image_sizes, detector.test_proposals)
+        boxes = tf.constant(proposals[None, :, :4])
+        heads = detector.stage(pyramid, boxes, present)
+        scored = detector.stage.scored_boxes(heads, boxes, present, image_sizes)
+        background = detector.stage.refined(
+            heads, boxes, tf.zeros([1, len(proposals)], tf.int32), image_sizes
+        )
+        original_sizes = tf.cast(image_sizes, tf.float32) / scale
+        detections = detector.detect_in(pyramid, boxes, present, image_sizes, original_sizes)
+        return pyramid, outputs, found, heads, scored[0], background, detections
+
+    pyramid, outputs, found, heads, boxes, background, detections = run(
+        nhwc(case.inputs()[f"{case.name}.img"])
+    )
+    compare_first_stage(comparison, pyramid, outputs)
+    boxes_found, scores, kept = (x[0].numpy() for x in found)
+    ours = np.column_stack([boxes_found, scores])[kept]
+    error = relative_error(in_their_order(ours, proposals), proposals)
+    if not error <= comparison.tolerance:
+        comparison.problems.append(f"in.proposals: relative error {error:.1e}")
+    logits, deltas = heads["classes"][0], heads["boxes"][0].numpy()
+    comparison.output("out.cls_score.0", logits)
+    comparison.output("out.bbox_pred.0", deltas.reshape(len(deltas), -1))
+    if not detector.stage.head.class_agnostic:
+        boxes = tf.concat([background[:, :, None], boxes], axis=2)
+    comparison.output("out.boxes", (boxes[0].numpy() / scale).reshape(len(deltas), -1))
+    comparison.output("out.scores", tf.nn.softmax(logits))
+    compare_detections(case, comparison, detections)
