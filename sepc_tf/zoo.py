@@ -61,13 +61,13 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
     necks = [
         _checked_neck(neck, f"detector.necks[{i}]", source) for i, neck in enumerate(config.necks)
     ]
-    if not hasattr(build_necks(necks[:1], config.head.filters)[0], "min_level"):
-        raise ConfigError(
-            f"{source}: detector.necks[0]: {necks[0]['type']} takes a pyramid; put it behind a "
-            "neck that makes one, as fpn"
-        )
     try:
-        build_necks(necks, config.head.filters)  # without weights: only for what it refuses
+        layers = build_necks(necks, config.head.filters)  # without weights: for what it refuses
+        if not hasattr(layers[0], "min_level"):
+            raise ConfigError(
+                f"detector.necks[0]: {necks[0]['type']} takes a pyramid; put it behind a neck that "
+                "makes one, as fpn"
+            )
         if config.nms == "soft":
             check_unused(config, ("nms_iou",), "detector.", "nms: soft")
         else:

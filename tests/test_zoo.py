@@ -32,6 +32,8 @@ def tiny(detector_type, variant, **options):
     if detector_type in TWO_STAGE:
         few = {"nms_pre": 50, "nms_post": 50, "max_proposals": 50}
         sizes = {"units": 16, "sampled": 32, "train_proposals": few, "test_proposals": few}
+        # Anchors that fit into the images on every level but the coarsest, and all of them learnt.
+        sizes["rpn"] = {"anchors": {"scales": [2.0]}, "sampled": 4000}
         head, options["options"] = HeadConfig(filters=8), sizes
         fpn = {"type": "fpn", "min_level": 2, "extra_levels": "pool"}
         options["necks"] = [fpn, {"type": variant, "num_convs": 1}]
