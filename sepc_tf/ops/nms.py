@@ -113,8 +113,16 @@ def multiclass_nms(
     """
     # With the last pixel put into the corner the operation's own areas are the convention's.
     last_pixel = tf.constant([0.0, 0.0, 1.0, 1.0]) * LAST_PIXEL[convention]
+    per_class = boxes.shape.rank == 4
+    extent = tf.zeros([tf.shape(boxes)[0]])
+    if per_class and convention == "mmdet1" and kind == "hard":
+        # The authors move the classes apart; at such coordinates float32 rounds the IoUs.
+        candidates = tf.where((scores > score_threshold)[..., None], boxes, 0.0)
+        extent = tf.reduce_max(candidates, axis=[1, 2, 3]) + 1.0
+        moved = tf.range(tf.shape(scores)[2], dtype=tf.float32) * extent[:, None]
+        boxes = boxes + moved[:, None, :, None]
     corners = boxes + last_pixel
-    if boxes.shape.rank == 3:
+    if not per_class:
         corners = corners[:, :, None]
     if convention == "modern":
         has_area = tf.reduce_all(corners[..., 2:] > corners[..., :2], axis=-1)
@@ -143,8 +151,9 @@ def multiclass_nms(
             ),
         )
     present = tf.range(max_detections)[None] < counts[:, None]
+    back = tf.cast(classes, tf.float32) * extent[:, None]
     return {
-        "boxes": tf.where(present[..., None], found - last_pixel, 0.0),
+        "boxes": tf.where(present[..., None], found - last_pixel - back[..., None], 0.0),
         "scores": tf.where(present, found_scores, 0.0),
         "classes": tf.where(present, tf.cast(classes, tf.int32), -1),
         "num_detections": counts,
