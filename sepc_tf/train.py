@@ -214,10 +214,10 @@ def _train(config, run_dir, termination, on_exit):
 
     # ---- train ---------------------------------------------------------------------------------
     log.info(
-        "%s, head %s: %d epochs of %d steps, %d images a step on %d replica(s), peak learning rate "
+        "%s (%s): %d epochs of %d steps, %d images a step on %d replica(s), peak learning rate "
         "%.3g",
         config.detector.type,
-        config.detector.head.variant,
+        ", ".join(detector.parts),
         config.train.epochs,
         state.steps_per_epoch,
         config.train.batch_size,

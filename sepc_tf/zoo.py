@@ -16,11 +16,20 @@ from sepc_tf.backbones import KerasCVFeatures, ResNet
 from sepc_tf.backbones.config import BackboneConfig
 from sepc_tf.checkpoints import load_backbone_weights
 from sepc_tf.compat import import_keras_cv
-from sepc_tf.detectors import FCOS, FSAF, Detector, FreeAnchor, RepPoints, RetinaNet
+from sepc_tf.detectors import (
+    FCOS,
+    FSAF,
+    RPN,
+    Detector,
+    FasterRCNN,
+    FreeAnchor,
+    RepPoints,
+    RetinaNet,
+)
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.errors import ConfigError
 from sepc_tf.layers.pyramid_normalization import NORMALIZATIONS
-from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers
+from sepc_tf.necks import BFP, FPN, HRFPN, NASFPN, PAFPN, SEPC, ConvTowers, PConvNeck
 from sepc_tf.necks.config import HeadConfig
 from sepc_tf.settings import check_exists, check_unused, typed
 
@@ -30,8 +39,16 @@ DETECTORS = {
     "fsaf": FSAF,
     "fcos": FCOS,
     "reppoints": RepPoints,
+    "faster_rcnn": FasterRCNN,
 }
-NECKS = {"fpn": FPN, "pafpn": PAFPN, "nas_fpn": NASFPN, "bfp": BFP, "hrfpn": HRFPN}
+NECKS = {
+    "fpn": FPN,
+    "pafpn": PAFPN,
+    "nas_fpn": NASFPN,
+    "bfp": BFP,
+    "hrfpn": HRFPN,
+    "pconv": PConvNeck,
+}
 SEPC_VARIANTS = ("pconv", "pconv_ibn", "sepc_lite", "sepc")
 VARIANTS = ("baseline", "dcn", *SEPC_VARIANTS)
 
@@ -64,12 +81,18 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
         _checked_neck(neck, f"detector.necks[{i}]", source) for i, neck in enumerate(config.necks)
     ]
     try:
-        build_necks(necks, config.head.filters)  # without weights: only for what it refuses
+        build_necks(necks, config.head.filters)  # without weights: for what it refuses
         if config.nms == "soft":
             check_unused(config, ("nms_iou",), "detector.", "nms: soft")
         else:
             check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
-        _check_head(config.head)
+        if issubclass(cls, RPN):
+            of_towers = ("variant", "num_convs", "normalization", "shared")
+            check_unused(config.head, of_towers, "detector.head.", f"type: {config.type}")
+            reason = f"type: {config.type} (but options.test_proposals.nms_pre has)"
+            check_unused(config, ("nms_pre",), "detector.", reason)
+        else:
+            _check_head(config.head)
         _check_backbone(config.backbone)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -99,11 +122,15 @@ def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int =
     """
     config = check_detector(config)
     cls = DETECTORS[config.type]
+    if issubclass(cls, RPN):
+        between = {"filters": config.head.filters}
+    else:
+        between = {"towers": build_towers(config.head, config.convention)}
     try:
         detector = cls.from_parts(
             backbone=build_backbone(config.backbone),
             necks=build_necks(config.necks, config.head.filters),
-            towers=build_towers(config.head, config.convention),
+            **between,
             num_classes=num_classes,
             convention=config.convention,
             options=config.options,
@@ -176,8 +203,8 @@ def build_necks(necks: list[dict], filters: int) -> list[keras.layers.Layer]:
             raise ConfigError(f"detector.necks[{i}]: {error}") from error
     if not hasattr(layers[0], "min_level"):
         raise ConfigError(
-            f"detector.necks[0]: {{type: {necks[0]['type']}}} takes a pyramid; put one before it "
-            "that is made of the backbone's maps, as {type: fpn}"
+            f"detector.necks[0]: {necks[0]['type']} takes a pyramid; put it behind a neck that "
+            "makes one, as fpn"
         )
     return layers
 

@@ -8,7 +8,7 @@ from conftest import SHARED
 from sepc_tf.parity import check_case, load_cases
 
 FOLDERS = ("golden", "golden_zoo", "golden_two_stage")
-SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train")
+SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train", "faster_")
 
 
 def configs_of(folder):

@@ -3,6 +3,7 @@
 from sepc_tf.benchmark.assignment import assignment_markdown, label_assignment
 from sepc_tf.benchmark.deformable import MAPS, deform_conv, markdown
 from sepc_tf.benchmark.input import input_markdown, input_speed
+from sepc_tf.benchmark.pooling import roi_align, roi_align_markdown
 
 __all__ = [
     "MAPS",
@@ -12,4 +13,6 @@ __all__ = [
     "input_speed",
     "label_assignment",
     "markdown",
+    "roi_align",
+    "roi_align_markdown",
 ]

@@ -64,6 +64,14 @@ _SEGMENTS = [
     # RepPoints
     (r"class_out", "reppoints_cls_out"),
     (r"points_(init|refine)_(conv|out)", r"reppoints_pts_\1_\2"),
+    # region proposal network
+    (r"shared_conv", "rpn_conv"),
+    (r"objectness", "rpn_cls"),
+    (r"deltas", "rpn_reg"),
+    # box head of a two-stage detector
+    (r"fc_(\d+)", r"shared_fcs.\1"),
+    (r"label_logits", "fc_cls"),
+    (r"box_deltas", "fc_reg"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]
@@ -82,8 +90,8 @@ _VARIABLES = {
     "moment_transfer": ("moment_transfer", "same"),
 }
 
-_TO_THEIRS = {"hwio": (3, 2, 0, 1), "same": None}  # HWIO -> OIHW
-_TO_OURS = {"hwio": (2, 3, 1, 0), "same": None}
+_TO_THEIRS = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": None}  # HWIO -> OIHW
+_TO_OURS = {"hwio": (2, 3, 1, 0), "io": (1, 0), "same": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +131,8 @@ def mmdet_names(model):
 
     Returns:
         dict of path (as in `named_variables`) -> (key, layout); layout "hwio" means that our
-        `[k, k, in, out]` is their `[out, in, k, k]`, "same" that the arrays are equal.
+        `[k, k, in, out]` is their `[out, in, k, k]`, "io" that our `[in, out]` is their
+        `[out, in]`, "same" that the arrays are equal.
 
     Raises:
         CheckpointError: a variable has no counterpart in mmdetection.
@@ -234,7 +243,7 @@ def _correspondence(model):
 def _part_correspondence(part):
     finest = getattr(part, "min_level", 0)
     return {
-        path: (variable, *_translate(path, finest))
+        path: (variable, *_translate(path, finest, len(variable.shape)))
         for path, variable in named_variables(part).items()
     }
 
@@ -247,7 +256,9 @@ def _prefixes(parts):
         return {name: f"{index}." for index, name in enumerate(parts)}
     prefixes = {"backbone": "backbone.", "head": "bbox_head."}
     # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
-    if not hasattr(parts["towers"], "pconvs"):
+    if hasattr(parts["head"], "objectness"):
+        prefixes |= {"towers": "rpn_head.", "head": "rpn_head.", "box_head": "bbox_head."}
+    elif not hasattr(parts["towers"], "pconvs"):
         prefixes["towers"] = "bbox_head."
     necks = [name for name in parts if name not in prefixes]
     for index, name in enumerate(necks):
@@ -255,11 +266,13 @@ def _prefixes(parts):
     return {name: prefixes[name] for name in parts}
 
 
-def _translate(path, finest_level):
+def _translate(path, finest_level, rank):
     *segments, name = path.split("/")
     if name not in _VARIABLES:
         raise CheckpointError(f"variable {path!r} has no counterpart in mmdetection")
     theirs, layout = _VARIABLES[name]
+    if layout == "hwio" and rank == 2:  # of a dense layer
+        layout = "io"
     keys = []
     for segment in segments:
         for pattern, replacement in _SEGMENTS:

@@ -1,8 +1,9 @@
-"""Measures speed and memory: the deformable convolution, label assignment, the training input.
+"""Measures speed and memory: deformable convolution, label assignment, training input, RoIAlign.
 
 sepc-tf benchmark deform-conv --json deform_conv.json
 sepc-tf benchmark label-assignment
 sepc-tf benchmark input --data data/coco/annotations/instances_val2017.json data/coco/val2017
+sepc-tf benchmark roi-align
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ OF_INPUT = ("data", "images", "workers")
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=["deform-conv", "label-assignment", "input"])
+    parser.add_argument("what", choices=["deform-conv", "label-assignment", "input", "roi-align"])
     parser.add_argument("--repeats", type=whole_number(1), default=15)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument(
@@ -73,6 +74,10 @@ def run(arguments):
             **{name: value for name, value in options.items() if value},
         )
         print(benchmark.input_markdown(report))
+    elif arguments.what == "roi-align":
+        _refuse(arguments, "batch", "map", "times_only", "objects", *OF_INPUT)
+        report = benchmark.roi_align(arguments.repeats)
+        print(benchmark.roi_align_markdown(report))
     else:
         _refuse(arguments, "batch", "map", "times_only", *OF_INPUT)
         objects = tuple(arguments.objects or (8, 32, 128, 256, 512))

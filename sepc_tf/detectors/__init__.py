@@ -9,14 +9,17 @@ from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.detectors.reppoints import RepPoints
 from sepc_tf.detectors.retinanet import RetinaNet
+from sepc_tf.detectors.two_stage import RPN, FasterRCNN
 
 __all__ = [
     "FCOS",
     "FSAF",
+    "RPN",
     "AnchorDetector",
     "DenseDetector",
     "Detector",
     "FCOSHead",
+    "FasterRCNN",
     "FreeAnchor",
     "PredictionHead",
     "RepPoints",

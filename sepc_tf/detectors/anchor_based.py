@@ -104,6 +104,10 @@ class AnchorDetector(DenseDetector):
         """Anchors of each level of raw outputs: list of `[H_l * W_l * A, 4]` float32 xyxy."""
         return self.anchor_generator(level_sizes(outputs))
 
+    def learnable_anchors(self, outputs: dict, image_sizes: tf.Tensor) -> tf.Tensor:
+        """Which anchors are learnt from: `[B, N]` bool; here those of cells inside their image."""
+        return self.anchor_generator.valid(level_sizes(outputs), image_sizes, self.size_divisor)
+
     def label_anchors(self, outputs: dict, batch: dict) -> dict[str, tf.Tensor]:
         """What each anchor should predict.
 
@@ -119,9 +123,7 @@ class AnchorDetector(DenseDetector):
         anchors = tf.concat(self.anchors(outputs), axis=0)
         boxes = tf.cast(batch["boxes"], tf.float32)
         labels = tf.cast(batch["labels"], tf.int32)
-        valid = self.anchor_generator.valid(
-            level_sizes(outputs), batch["image_sizes"], self.size_divisor
-        )
+        valid = self.learnable_anchors(outputs, batch["image_sizes"])
         present = (labels >= 0) & has_area(boxes, self.convention)
         matches = self.matcher(anchors, boxes, present, valid)
         matched = matches >= 0

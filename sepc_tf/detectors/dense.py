@@ -35,6 +35,7 @@ class DenseDetector(Detector):
         soft_nms_sigma: of soft NMS.
         nms_pre: candidates per level that enter NMS.
         max_detections: detections per image.
+        further_layers: what a subclass has besides; `part_inputs` must know them by name.
         name: of the model.
 
     Raises:
@@ -61,6 +62,7 @@ class DenseDetector(Detector):
         soft_nms_sigma: float = 0.5,
         nms_pre: int = 1000,
         max_detections: int = 100,
+        further_layers: Sequence[keras.layers.Layer] = (),
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +75,7 @@ class DenseDetector(Detector):
         self.necks = as_list(necks)
         self.towers = towers
         self.head = head
+        self.further_layers = [*further_layers]
         self.convention = convention
         self.score_threshold = score_threshold
         self.nms = nms
@@ -118,7 +121,8 @@ class DenseDetector(Detector):
     @property
     def parts(self) -> dict[str, keras.layers.Layer]:
         necks = {neck.name: neck for neck in self.necks}
-        return {"backbone": self.backbone, **necks, "towers": self.towers, "head": self.head}
+        parts = {"backbone": self.backbone, **necks, "towers": self.towers, "head": self.head}
+        return {**parts, **{layer.name: layer for layer in self.further_layers}}
 
     def part_inputs(self, images_shape: tuple) -> dict[str, Any]:
         inputs = {"backbone": images_shape}
@@ -133,9 +137,8 @@ class DenseDetector(Detector):
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights; sizes are dynamic, so `input_shape` is not needed."""
-        for layer in [self.backbone, *self.necks, self.towers, self.head]:
+        for name, layer in self.parts.items():
             if not layer.built:
-                name = next(name for name, part in self.parts.items() if part is layer)
                 layer.build(self.part_inputs((None, None, None, 3))[name])
         self.built = True
 
@@ -237,7 +240,7 @@ class DenseDetector(Detector):
         def flat(maps, width):
             return [tf.reshape(tf.cast(x, tf.float32), [tf.shape(x)[0], -1, width]) for x in maps]
 
-        return flat(outputs["classification"], self.num_classes), flat(outputs["box"], 4)
+        return flat(outputs["classification"], self.head.num_classes), flat(outputs["box"], 4)
 
     # ---------------------------------------------------------------- saving
 

@@ -8,6 +8,7 @@ from sepc_tf.layers.pyramid_normalization import (
     IntegratedBatchNormalization,
     SingleBatchNormalization,
 )
+from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.layers.scale_equalizing_conv import ScaleEqualizingConv
 from sepc_tf.layers.symmetric_conv2d import SymmetricConv2D
 
@@ -17,6 +18,7 @@ __all__ = [
     "IndependentBatchNormalization",
     "IntegratedBatchNormalization",
     "PConv",
+    "RoIAlign",
     "ScaleEqualizingConv",
     "SingleBatchNormalization",
     "SymmetricConv2D",

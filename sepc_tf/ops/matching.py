@@ -30,16 +30,19 @@ class MaxIoUMatcher:
     With `o(a)` the anchor's best IoU over the image's boxes: matched to that box if
     `o(a) >= positive_iou`, background if `o(a) < negative_iou`, else ignored. Then every box
     claims the anchors whose IoU with it equals its best one (all of them when they tie; a later
-    box takes an anchor from an earlier one). A box that no anchor overlaps claims nothing in
-    "modern" and every anchor in "mmdet1" (its best IoU, 0, is reached by all of them).
+    box takes an anchor from an earlier one), if that IoU is at least `claim_iou`. A box that no
+    anchor overlaps claims nothing in "modern"; in "mmdet1" it claims every anchor where
+    `claim_iou` is 0 (its best IoU, 0, is reached by all of them).
 
     Args:
         positive_iou: from this IoU on an anchor is matched.
         negative_iou: below this IoU an anchor is background.
         convention: "modern" or "mmdet1".
+        claim_iou: a box claims no anchor that it overlaps less.
 
     Raises:
-        ValueError: unknown convention, or not `0 <= negative_iou <= positive_iou <= 1`.
+        ValueError: unknown convention, or not `0 <= negative_iou <= positive_iou <= 1`, or
+            `claim_iou` is outside [0, 1].
 
     Example:
         >>> anchors = tf.constant([[0.0, 0, 4, 4], [0, 0, 4, 2], [9, 9, 12, 12]])
@@ -54,9 +57,12 @@ class MaxIoUMatcher:
     positive_iou: float = 0.5
     negative_iou: float = 0.4
     convention: str = "modern"
+    claim_iou: float = 0.0
 
     def __post_init__(self):
         check_convention(self.convention)
+        if not 0 <= self.claim_iou <= 1:
+            raise ValueError(f"claim_iou must be in [0, 1]; got {self.claim_iou}")
         if not 0 <= self.negative_iou <= self.positive_iou <= 1:
             raise ValueError(
                 "expected 0 <= negative_iou <= positive_iou <= 1; got "
@@ -82,7 +88,9 @@ class MaxIoUMatcher:
             ious = tf.where(valid & here[:, None], ious, -1.0)
             better = ious > best
             best_of_box = tf.reduce_max(ious, axis=1, keepdims=True)
-            overlaps = best_of_box >= 0 if self.convention == "mmdet1" else best_of_box > 0
+            overlaps = best_of_box >= self.claim_iou
+            if self.convention == "modern":
+                overlaps &= best_of_box > 0
             # XLA computes `ious` twice, with different rounding: equality would lose whole boxes.
             claims = (ious >= best_of_box * (1 - TIE)) & overlaps
             return (

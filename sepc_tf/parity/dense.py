@@ -64,9 +64,11 @@ def padded_batch(case):
 
 
 def padded_objects(case, images):
-    """Boxes and labels of so many images: labels from 0, padded with -1."""
+    """Boxes and labels of so many images: labels from 0 (all 0 without any), padded with -1."""
     boxes = [case.data[f"in.gt_bboxes.{i}"] for i in range(images)]
-    labels = [case.data[f"in.gt_labels.{i}"] - 1 for i in range(images)]
+    labels = [
+        case.data.get(f"in.gt_labels.{i}", np.ones(len(boxes[i]), int)) - 1 for i in range(images)
+    ]
     most = max(map(len, boxes)) + 2
 
     def padded(array):

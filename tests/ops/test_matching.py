@@ -222,3 +222,28 @@ def test_bad_thresholds_are_named():
         MaxIoUMatcher(0.5, 0.6)
     with pytest.raises(ValueError, match="area_scale"):
         EffectiveAreaMatcher(area_scale=0.0)
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+def test_a_box_claims_no_anchor_that_it_overlaps_less_than_claim_iou(convention):
+    last = 0 if convention == "modern" else 1
+    # IoU 0.4 with the first box, 0.2 with the second.
+    anchors = np.array([[0, 0, 4 - last, 10 - last], [20, 0, 22 - last, 10 - last]], np.float32)
+    boxes = np.array([[[0, 0, 10, 10], [20, 0, 30, 10]]], np.float32) - [0, 0, last, last]
+    boxes = tf.constant(boxes, tf.float32)
+    present, valid = np.array([[True, True]]), np.array([[True, True]])
+    for claim_iou, want in ((0.0, [0, 1]), (0.3, [0, IGNORED]), (0.45, [IGNORED, IGNORED])):
+        matcher = MaxIoUMatcher(0.7, 0.1, convention, claim_iou)
+        np.testing.assert_array_equal(matcher(anchors, boxes, present, valid), [want])
+    with pytest.raises(ValueError, match=r"claim_iou must be in \[0, 1\]"):
+        MaxIoUMatcher(claim_iou=1.5)
+
+
+def test_every_image_may_have_boxes_of_its_own_to_match():
+    anchors, boxes, present, valid = scene()
+    own = np.stack([anchors, anchors[::-1], anchors])
+    got = MaxIoUMatcher()(tf.constant(own), boxes, present, valid).numpy()
+    for image in range(len(own)):
+        one = (x[image : image + 1] for x in (boxes, present, valid))
+        np.testing.assert_array_equal(got[image], MaxIoUMatcher()(own[image], *one)[0])
+    assert (got >= 0).any()

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from sepc_tf.ops.boxes import pairwise_iou
-from sepc_tf.ops.nms import multiclass_nms, top_candidates
+from sepc_tf.ops.nms import kept_rows, multiclass_nms, top_candidates
 
 
 def loop_nms(boxes, scores, convention, score_threshold, iou_threshold, most):
@@ -135,3 +135,38 @@ def test_other_kinds_equal_their_loops(kind, reference, parameter, convention):
             rows = np.array([w[2] for w in want], int)
             np.testing.assert_allclose(got["boxes"][image, :count], boxes[image][rows], atol=1e-5)
             assert (got["classes"][image, count:] == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "class_agnostic"])
+def test_boxes_of_each_class_are_used(kind):
+    # Two boxes for each of two classes: those of class 1 lie elsewhere.
+    boxes = np.zeros((1, 2, 2, 4), np.float32)
+    boxes[0, :, 0] = [[0, 0, 4, 4], [20, 0, 24, 4]]
+    boxes[0, :, 1] = [[40, 0, 44, 4], [60, 0, 64, 4]]
+    scores = tf.constant([[[0.9, 0.2], [0.1, 0.8]]])
+    got = multiclass_nms(tf.constant(boxes), scores, 0.15, kind=kind, max_detections=4)
+    found = list(zip(got["boxes"].numpy()[0, :, 0], got["classes"].numpy()[0]))
+    expected = [(0, 0), (60, 1), (40, 1)] if kind != "class_agnostic" else [(0, 0), (60, 1)]
+    assert found[: len(expected)] == expected
+    assert got["num_detections"].numpy() == len(expected)
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+def test_kept_rows_equal_a_loop(convention):
+    rng = np.random.default_rng(3)
+    corner = rng.uniform(0, 40, (2, 50, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(4, 30, (2, 50, 2))], -1).astype(np.float32)
+    scores = rng.normal(size=(2, 50)).astype(np.float32)  # negative ones count as well
+    scores[0, 10:20] = 0.5  # the first of equal ones goes first
+    present = rng.uniform(size=(2, 50)) < 0.8
+    rows, counts = kept_rows(boxes, scores, present, 0.4, 12, convention)
+    for image in range(2):
+        ious = pairwise_iou(boxes[image], boxes[image], convention).numpy()
+        kept = []
+        for i in np.argsort(-scores[image], kind="stable"):
+            if present[image, i] and all(ious[i, j] <= 0.4 for j in kept):
+                kept.append(i)
+        count = min(len(kept), 12)
+        assert counts[image] == count > 5
+        np.testing.assert_array_equal(rows[image, :count], kept[:12])
+        assert not rows[image, count:].numpy().any()
