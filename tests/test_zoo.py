@@ -68,6 +68,7 @@ OTHER_NECKS = {
     "nas_fpn": [{"type": "nas_fpn", "num_cells": 1}],
     "bfp": [{"type": "fpn"}, {"type": "bfp"}],
     "hrfpn": [{"type": "hrfpn"}],
+    "pconv": [{"type": "fpn"}, {"type": "pconv", "num_convs": 1}],
 }
 
 

@@ -64,7 +64,7 @@ class BoxHead(keras.layers.Layer):
         ]
         self.columns = 1 if class_agnostic else num_classes + 1
         normal = keras.initializers.RandomNormal
-        self.label_logits = self._dense(num_classes + 1, "class_logits", normal(stddev=0.01))
+        self.label_logits = self._dense(num_classes + 1, "label_logits", normal(stddev=0.01))
         self.box_deltas = self._dense(4 * self.columns, "box_deltas", normal(stddev=0.001))
 
     def _dense(self, units, name, initializer):
