@@ -8,6 +8,8 @@ from conftest import SHARED
 from sepc_tf.parity import check_case, load_cases
 
 FOLDERS = ("golden", "golden_zoo", "golden_two_stage")
+# Of the addons stack left out: what is long there, and of which a shorter case has all the layers.
+SAME = ("neck_nasfpn_train", "neck_nasfpn_eval", "sepc_pad0_", "faster_")
 SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train", "faster_")
 
 
@@ -25,7 +27,11 @@ def cases_of(family):
         family: a module of `sepc_tf.parity.families.FAMILIES`.
     """
     found = [
-        pytest.param(f"{folder}/{name}", marks=[pytest.mark.slow] * name.startswith(SLOW))
+        pytest.param(
+            f"{folder}/{name}",
+            marks=[pytest.mark.slow] * name.startswith(SLOW)
+            + [pytest.mark.same_on_both_stacks] * name.startswith(SAME),
+        )
         for folder in FOLDERS
         for name, config in configs_of(folder).items()
         if family.check_of(config)

@@ -119,6 +119,7 @@ def test_annotated_boxes_come_back_as_they_were(dataset, cls, convention):
 
 
 @pytest.mark.slow
+@pytest.mark.same_on_both_stacks
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_real_annotations_give_ap_1(coco128_dir, convention):
     dataset = CocoDataset.load(

@@ -30,6 +30,8 @@ from sepc_tf.runs import load_run
 from sepc_tf.train import train
 from sepc_tf.zoo import build_detector
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/retinanet_r50_sepc_1x.yaml"
 NARROW = ["detector.backbone.width=8", "detector.head.filters=8", "data.test_short_side=384"]

@@ -8,6 +8,8 @@ from PIL import Image
 from sepc_tf import predict
 from sepc_tf.visualization import class_colour
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 BOXES = np.float32([[40, 40, 280, 200], [42, 40, 280, 202], [300, 220, 380, 290]])
 FOUND = predict.Detections(
     boxes=BOXES,

@@ -57,10 +57,26 @@ def batch():
     }
 
 
-@pytest.mark.parametrize(("detector_type", "variant"), MODELS)
+def as_parameters(models):
+    """What differs between the stacks is in the layers: RetinaNet has every head on both."""
+    return [
+        pytest.param(
+            *model,
+            marks=[pytest.mark.same_on_both_stacks]
+            * (model[0] not in ("retinanet", *TWO_STAGE) and model[1] != "sepc_lite"),
+        )
+        for model in models
+    ]
+
+
+@pytest.mark.parametrize(("detector_type", "variant"), as_parameters(MODELS))
 def test_everything_buildable_trains_predicts_saves_and_loads(detector_type, variant, tmp_path):
     config = tiny(detector_type, variant, score_threshold=0.0)
-    check_saving_and_export(*check_learning_and_prediction(config), tmp_path)
+    detector, found = check_learning_and_prediction(config)
+    # The layers of every head are saved in a RetinaNet; another detector has them at the same place.
+    whole = ("retinanet", *TWO_STAGE)
+    if detector_type in whole or variant not in ("dcn", "pconv", "pconv_ibn", "sepc"):
+        check_saving_and_export(detector, found, tmp_path)
 
 
 OTHER_NECKS = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from sepc_tf.analysis.groups import Group
 from sepc_tf.analysis.matches import F1Curve
+from sepc_tf.optional import import_package
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY, RED = "#2563a8", "#d9822b", "#8a8f98", "#b3382c"
 MOST_CLASSES = 20  # of a confusion matrix that can be read
@@ -39,7 +42,7 @@ def precision_recall(
         >>> recalls = np.linspace(0, 1, 101)
         >>> precision_recall(recalls, np.ones([1, 101, 2]), [0.5], ["cat", "dog"]).savefig("pr.png")
     """
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = _figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     seen = ~np.isnan(precision[0, 0])
     for number, iou in enumerate(ious):
@@ -77,7 +80,7 @@ def f1_over_threshold(curve: F1Curve) -> Figure:
         >>> point = np.array([0.5])
         >>> f1_over_threshold(F1Curve(point, point, point, point)).savefig("f1.png")
     """
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = _figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
     for values, colour, name in (
         (curve.precision, GREY, "precision"),
@@ -108,7 +111,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """
     shown, names = _most_confused(matrix, [*names, "background"])
     size = len(shown)
-    figure = Figure(figsize=(2.6 + 0.46 * size, 1.9 + 0.42 * size), layout="constrained")
+    figure = _figure(figsize=(2.6 + 0.46 * size, 1.9 + 0.42 * size), layout="constrained")
     axis = figure.subplots()
     share = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -130,7 +133,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     axis.axvline(size - 1.5, color="black", linewidth=0.8)
     bar = figure.colorbar(picture, ax=axis, fraction=0.04, pad=0.02)
     bar.set_label("share of the row")
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.ax.yaxis.set_major_formatter(_matplotlib("ticker").PercentFormatter(1, decimals=0))
     return figure
 
 
@@ -145,7 +148,7 @@ def error_types(gains: dict[str, float], counts: dict[str, int]) -> Figure:
         >>> none = dict.fromkeys(ERROR_NAMES, 0)
         >>> error_types(none, none).savefig("errors.png")
     """
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = _figure(figsize=(10, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     names, places = list(ERROR_NAMES.values()), range(len(ERROR_NAMES))
     gained = [100 * gains[key] for key in ERROR_NAMES]
@@ -172,7 +175,7 @@ def groups(panels: dict[str, list[Group]]) -> Figure:
     Example:
         >>> groups({"size": [Group("below 16", 3, 0.4, 0.7)]}).savefig("groups.png")
     """
-    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    figure = _figure(figsize=(11, 3.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axis, (title, members) in zip(axes, panels.items()):
         places = np.arange(len(members))
@@ -206,7 +209,7 @@ def reliability(bins: list[dict], ece: float) -> Figure:
         >>> one |= {"avg_confidence": 0.5, "avg_accuracy": 0.5}
         >>> reliability([one], 0.0).savefig("reliability.png")
     """
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = _figure(figsize=(6, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     used = [item for item in bins if item["count"]]
     left = [item["bin_lower"] for item in bins]
@@ -256,3 +259,11 @@ def _most_confused(matrix, names):
     picked = [*([k] for k in kept), rest, [classes]]
     merged = np.array([[matrix[np.ix_(a, b)].sum() for b in picked] for a in picked])
     return merged, [*(names[k] for k in kept), f"{len(rest)} others", names[-1]]
+
+
+def _figure(**options) -> Figure:
+    return _matplotlib("figure").Figure(**options)
+
+
+def _matplotlib(module):
+    return import_package(f"matplotlib.{module}", "matplotlib", "the report of an analysis")

@@ -15,6 +15,8 @@ from sepc_tf.errors import ConfigError, DatasetError
 from sepc_tf.ops.anchors import AnchorGenerator
 from sepc_tf.ops.boxes import pairwise_iou
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def boxes_in(height, width, count=40, seed=0):
     rng = np.random.default_rng(seed)

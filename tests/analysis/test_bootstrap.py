@@ -10,6 +10,8 @@ from perturbed import perturbed_results, random_dataset
 from sepc_tf.analysis.bootstrap import METRICS, WeightedPrecision
 from sepc_tf.evaluation.coco import accumulated, detections_as_coco, evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def dataset():

@@ -9,6 +9,8 @@ from sepc_tf.analysis.bootstrap import WeightedPrecision
 from sepc_tf.analysis.comparison import compare_results
 from sepc_tf.evaluation.coco import evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def dataset():

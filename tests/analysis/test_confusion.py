@@ -5,6 +5,8 @@ from perturbed import perturbed_results, random_dataset
 from sepc_tf.analysis.confusion import confusion_matrix
 from sepc_tf.analysis.matches import match
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 pytest.importorskip("hotcoco", reason="needs the extra analysis")
 
 

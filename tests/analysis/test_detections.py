@@ -18,6 +18,8 @@ from sepc_tf.runs import prepare_run_dir
 from sepc_tf.training.checkpoints import write_checkpoint
 from sepc_tf.zoo import build_detector
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):

@@ -7,6 +7,8 @@ from sepc_tf.analysis.groups import ap_by, ap_by_aspect, ap_by_count, ap_by_size
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.evaluation.coco import evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def test_coco_s_own_sizes_give_coco_s_numbers():
     dataset = random_dataset(2)

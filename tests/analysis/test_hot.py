@@ -10,6 +10,8 @@ from perturbed import perturbed_results, random_dataset
 from sepc_tf.errors import MissingPackageError
 from sepc_tf.evaluation.coco import evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def evaluation_of():

@@ -5,6 +5,8 @@ from perturbed import perturbed_results, random_dataset
 from sepc_tf.analysis.matches import f1_curve, match, precision_curves
 from sepc_tf.evaluation.coco import accumulated, detections_as_coco, evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture(scope="module")
 def dataset():

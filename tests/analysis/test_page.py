@@ -2,9 +2,12 @@ import base64
 import re
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from sepc_tf.analysis.page import WIDEST, Page, jpeg_bytes, png_bytes
+
+pytestmark = pytest.mark.same_on_both_stacks
 
 
 def test_text_is_escaped_and_pictures_are_inside():

@@ -7,6 +7,8 @@ from matplotlib.text import Text
 from sepc_tf.analysis import plots
 from sepc_tf.analysis.groups import Group
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 def texts(figure):
     figure.canvas.draw()

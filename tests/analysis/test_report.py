@@ -16,6 +16,8 @@ from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.evaluation.coco import evaluate_detections
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 pytest.importorskip("hotcoco", reason="needs the extra analysis")
 
 from sepc_tf.analysis import analyze

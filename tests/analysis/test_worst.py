@@ -9,6 +9,8 @@ from PIL import Image
 from sepc_tf.analysis.worst import draw_errors, worst_images
 from sepc_tf.visualization import MIN_PICTURE_SIDE
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 pytest.importorskip("hotcoco", reason="needs the extra analysis")
 
 

@@ -13,6 +13,8 @@ from sepc_tf import cli
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.errors import Terminated, UnreadableImageError
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/demo_sepc_lite.yaml"
 ONE_DEVICE = ["train.strategy=one", "train.cpu_replicas=1"]

@@ -38,10 +38,7 @@ def dataset(*batches):
     ("cls", "clip_norm", "variant"),
     [
         (RetinaNet, None, None),
-        (RetinaNet, 0.05, None),
         (RetinaNet, 0.05, "sepc_lite"),
-        (FreeAnchor, None, None),
-        (FSAF, None, None),
     ],
 )
 def test_two_replicas_equal_one_device(two_replicas, cls, clip_norm, variant):

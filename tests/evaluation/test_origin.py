@@ -8,6 +8,8 @@ from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.evaluation.origin import detections_origin, up_to_date
 from sepc_tf.files import write_json
 
+pytestmark = pytest.mark.same_on_both_stacks
+
 
 @pytest.fixture
 def weights(tmp_path):

@@ -25,7 +25,8 @@ def test_two_evaluations_and_two_exports(whole, tmp_path, figures):
     assert first == second
     assert read_json(out / "metrics.json") == first.to_dict()
     assert {name: entry[name] for name in first.summary} == first.summary
-    assert sorted(path.name for path in out.iterdir()) == ["detections.json", "metrics.json"]
+    written = ["detections.json", "metrics.json", "origin.json"]
+    assert sorted(path.name for path in out.iterdir()) == written
     figures("two evaluations at once", 2, 2)
 
     place = tmp_path / "exports/model"

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.training.checkpoints import read_checkpoint, step_files
+
+pytestmark = pytest.mark.same_on_both_stacks
 
 ROOT = Path(__file__).parents[2]
 
