@@ -73,7 +73,7 @@ def as_parameters(models):
 def test_everything_buildable_trains_predicts_saves_and_loads(detector_type, variant, tmp_path):
     config = tiny(detector_type, variant, score_threshold=0.0)
     detector, found = check_learning_and_prediction(config)
-    # The layers of every head are saved in a RetinaNet; another detector has them at the same place.
+    # The layers of every head are saved in a RetinaNet; others have them at the same place.
     whole = ("retinanet", *TWO_STAGE)
     if detector_type in whole or variant not in ("dcn", "pconv", "pconv_ibn", "sepc"):
         check_saving_and_export(detector, found, tmp_path)

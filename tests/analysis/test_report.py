@@ -16,11 +16,11 @@ from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.evaluation.coco import evaluate_detections
 
-pytestmark = pytest.mark.same_on_both_stacks
-
 pytest.importorskip("hotcoco", reason="needs the extra analysis")
 
 from sepc_tf.analysis import analyze
+
+pytestmark = pytest.mark.same_on_both_stacks
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 FIGURES = ("precision_recall", "f1", "confusion", "errors", "groups", "calibration")
