@@ -9,7 +9,13 @@ from sepc_tf.parity import check_case, load_cases
 
 FOLDERS = ("golden", "golden_zoo", "golden_two_stage")
 # Of the addons stack left out: what is long there, and of which a shorter case has all the layers.
-SAME = ("neck_nasfpn_train", "neck_nasfpn_eval", "sepc_pad0_", "faster_")
+SAME = (
+    *("neck_nasfpn_train", "neck_nasfpn_eval", "faster_"),
+    *("sepc_pad0_", "sepc_pad1_pconv_", "sepc_pad1_ibn_", "sepc_pad1_sepclite_"),
+    *("detector_retina_pconv", "detector_fsaf_", "detector_freeanchor_"),
+)
+# Minutes each; `faster_step` has the same layers but for those of PConv.
+BY_COMMAND = ("golden_two_stage/faster_pconv_step", "golden_two_stage/faster_pconv_ibn_step")
 SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train", "faster_")
 
 
@@ -36,6 +42,9 @@ def cases_of(family):
         for name, config in configs_of(folder).items()
         if family.check_of(config)
     ]
+    for case in found:
+        if case.values[0] in BY_COMMAND:
+            case.marks.append(pytest.mark.skip("takes minutes: sepc-tf check-parity runs it"))
     return found or [pytest.param("", marks=pytest.mark.skip(f"no golden data at {SHARED}"))]
 
 

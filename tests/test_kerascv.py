@@ -93,7 +93,9 @@ def test_another_number_of_anchors():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["pconv", "sepc"])  # without and with norms
+@pytest.mark.parametrize(  # without and with norms
+    "variant", [pytest.param("pconv", marks=pytest.mark.same_on_both_stacks), "sepc"]
+)
 def test_stock_code_trains_on_two_replicas_and_saves(variant, two_replicas, tmp_path):
     images, _ = stock_batch()
     with two_replicas.scope():
