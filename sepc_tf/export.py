@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from sepc_tf.checkpoints.variables import named_variables, read_variables
+from sepc_tf.compat import KERAS_3
 from sepc_tf.data.decode import decode_upright
 from sepc_tf.errors import OutputError
 from sepc_tf.files import check_writable, write_json, writing
@@ -89,6 +90,8 @@ def export(run, directory: str | Path) -> Path:
             f"{directory} exists and holds no SavedModel; name an empty or a new folder"
         )
     check_writable(place.parent)
+    if not KERAS_3:  # its saving asks for a model that has been called itself, not its parts alone
+        run.detector(tf.zeros([1, 128, 128, 3]))
     server = Server(run.detector, run.config.data)
     signatures = {
         "serving_default": server.serve.get_concrete_function(),

@@ -1,7 +1,7 @@
 """From the pixels of a file to the input of a network.
 
 Evaluation, prediction and export resize in float32. Training resizes bytes: an image of 800 x 1067
-takes a seventh of the time, and batches are a quarter of the size; a grey level is rounded to a
+takes a sixth of the time, and batches are a quarter of the size; a grey level is rounded to a
 whole number, as in the authors' code.
 """
 
