@@ -195,6 +195,26 @@ class DenseDetector(Detector):
             As `detect`.
         """
         boxes, scores = self.scored_boxes(outputs, image_sizes)
+        return self.suppressed(boxes, scores, image_sizes, original_sizes)
+
+    def suppressed(
+        self,
+        boxes: tf.Tensor,
+        scores: tf.Tensor,
+        image_sizes: tf.Tensor,
+        original_sizes: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """The detections that non-maximum suppression leaves of candidates.
+
+        Args:
+            boxes: `[B, N, 4]` float32 xyxy in pixels of the network's input, or `[B, N, K, 4]` with
+                one for each class.
+            scores: `[B, N, K]` float32.
+            image_sizes, original_sizes: as in `detect`.
+
+        Returns:
+            As `detect`.
+        """
         if original_sizes is not None:
             # Before NMS, where mmdet1's widths with a last pixel depend on the scale.
             boxes = rescale_boxes(boxes, image_sizes, original_sizes, self.convention)

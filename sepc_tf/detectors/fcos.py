@@ -12,6 +12,7 @@ import tensorflow as tf
 from sepc_tf import compat
 from sepc_tf.detectors.base import all_reduce_sum
 from sepc_tf.detectors.dense import DenseDetector, as_list, level_sizes, pyramid_strides
+from sepc_tf.detectors.heads import final_conv
 from sepc_tf.ops.anchors import cells_on_images
 from sepc_tf.ops.boxes import clip_boxes, has_area
 from sepc_tf.ops.losses import iou_loss, sigmoid_focal_loss
@@ -89,20 +90,10 @@ class FCOSHead(keras.layers.Layer):
         self.strides = None if strides is None else tuple(strides)
         self.centerness_on_box = centerness_on_box
         self.prior = prior
-        self.class_logits = self._conv("class_logits", num_classes, -math.log((1 - prior) / prior))
-        self.distances = self._conv("distances", 4)
-        self.centerness = self._conv("centerness", 1)
-
-    def _conv(self, name, filters, bias=0.0):
-        return keras.layers.Conv2D(
-            filters,
-            3,
-            padding="same",
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            bias_initializer=keras.initializers.Constant(bias),
-            dtype=self.dtype_policy,
-            name=name,
-        )
+        bias = -math.log((1 - prior) / prior)
+        self.class_logits = final_conv("class_logits", num_classes, bias, self.dtype_policy)
+        self.distances = final_conv("distances", 4, 0.0, self.dtype_policy)
+        self.centerness = final_conv("centerness", 1, 0.0, self.dtype_policy)
 
     def build(self, input_shape):
         cls_shape, box_shape = ([tuple(shape) for shape in shapes] for shapes in input_shape)

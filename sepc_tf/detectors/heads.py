@@ -57,19 +57,9 @@ class PredictionHead(keras.layers.Layer):
         self.box_bias = box_bias
         self.prior = prior
         bias = -math.log((1 - prior) / prior)
-        self.classification = self._conv("classification", num_anchors * num_classes, bias)
-        self.box = self._conv("box", num_anchors * 4, box_bias)
-
-    def _conv(self, name, filters, bias):
-        return keras.layers.Conv2D(
-            filters,
-            3,
-            padding="same",
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            bias_initializer=keras.initializers.Constant(bias),
-            dtype=self.dtype_policy,
-            name=name,
-        )
+        dtype = self.dtype_policy
+        self.classification = final_conv("classification", num_anchors * num_classes, bias, dtype)
+        self.box = final_conv("box", num_anchors * 4, box_bias, dtype)
 
     def build(self, input_shape):
         cls_shape, box_shape = input_shape
@@ -102,3 +92,16 @@ class PredictionHead(keras.layers.Layer):
             "box_bias": self.box_bias,
             "prior": self.prior,
         }
+
+
+def final_conv(name, filters, bias, dtype):
+    """A 3x3 convolution that ends a head: its kernel starts as N(0, 0.01), its bias at `bias`."""
+    return keras.layers.Conv2D(
+        filters,
+        3,
+        padding="same",
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        bias_initializer=keras.initializers.Constant(bias),
+        dtype=dtype,
+        name=name,
+    )

@@ -6,10 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from sepc_tf.ops.boxes import check_convention
+from sepc_tf.ops.saved import SavedByFields
 
 
 @dataclasses.dataclass(frozen=True)
-class AnchorGenerator:
+class AnchorGenerator(SavedByFields):
     """Boxes of fixed sizes and shapes around every cell of every level.
 
     The anchor of scale s and ratio r (height / width) on a level of stride t has sides
@@ -123,15 +124,6 @@ class AnchorGenerator:
         """
         cells = cells_on_images(level_sizes, self.strides, image_sizes, divisor)
         return tf.repeat(cells, self.anchors_per_cell, axis=1)
-
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)
 
 
 def cells_on_images(level_sizes, strides, image_sizes, divisor=32):

@@ -125,16 +125,15 @@ def clip_boxes(boxes, image_sizes, convention="modern"):
     """Moves the corners of boxes into their image.
 
     Args:
-        boxes: `[B, N, 4]` xyxy.
+        boxes: `[B, ..., 4]` xyxy.
         image_sizes: `[B, 2]` height, width.
         convention: "modern" clips x to [0, width], "mmdet1" to [0, width - 1].
 
     Returns:
-        `[B, N, 4]` xyxy.
+        `[B, ..., 4]` xyxy.
     """
-    height, width = tf.unstack(tf.cast(image_sizes, boxes.dtype), axis=-1)
-    limits = tf.stack([width, height, width, height], axis=-1) - LAST_PIXEL[convention]
-    return tf.minimum(tf.maximum(boxes, 0.0), limits[:, None])
+    limits = _for_corners(image_sizes, boxes) - LAST_PIXEL[convention]
+    return tf.minimum(tf.maximum(boxes, 0.0), limits)
 
 
 def rescale_boxes(boxes, image_sizes, original_sizes, convention="modern"):
@@ -144,14 +143,14 @@ def rescale_boxes(boxes, image_sizes, original_sizes, convention="modern"):
     image, the authors leave them.
 
     Args:
-        boxes: `[B, N, 4]` xyxy.
+        boxes: `[B, ..., 4]` xyxy.
         image_sizes: `[B, 2]` height, width of the resized images.
         original_sizes: `[B, 2]` height, width that these have in the pixels wanted, whole or not;
             see `sepc_tf.data.preprocess.frame_sizes`.
         convention: "modern" or "mmdet1".
 
     Returns:
-        `[B, N, 4]` xyxy.
+        `[B, ..., 4]` xyxy.
 
     Example:
         >>> boxes = tf.constant([[[0.0, 1.0, 4.0, 4.0]]])
@@ -160,8 +159,15 @@ def rescale_boxes(boxes, image_sizes, original_sizes, convention="modern"):
     """
     original_sizes = tf.cast(original_sizes, boxes.dtype)
     scale = original_sizes / tf.cast(image_sizes, boxes.dtype)
-    boxes = boxes * tf.gather(scale, [1, 0, 1, 0], axis=1)[:, None]
+    boxes = boxes * _for_corners(scale, boxes)
     return boxes if convention == "mmdet1" else clip_boxes(boxes, original_sizes)
+
+
+def _for_corners(sizes, boxes):
+    """`[B, 2]` (height, width) as (x, y, x, y), to broadcast with `[B, ..., 4]` boxes."""
+    height, width = tf.unstack(tf.cast(sizes, boxes.dtype), axis=-1)
+    corners = tf.stack([width, height, width, height], axis=-1)
+    return tf.reshape(corners, [-1, *[1] * (len(boxes.shape) - 2), 4])
 
 
 def aligned_iou(boxes_a, boxes_b, convention="modern", generalized=False):

@@ -6,6 +6,7 @@ import math
 import tensorflow as tf
 
 from sepc_tf.ops.boxes import LAST_PIXEL, check_convention
+from sepc_tf.ops.saved import SavedByFields
 
 
 def _sides_and_centres(boxes, last_pixel):
@@ -14,7 +15,7 @@ def _sides_and_centres(boxes, last_pixel):
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxCoder:
+class BoxCoder(SavedByFields):
     """Centre shifts in anchor sides and logarithms of side ratios.
 
     `dx = (gx - px) / pw`, `dy = (gy - py) / ph`, `dw = ln(gw / pw)`, `dh = ln(gh / ph)`, each
@@ -78,18 +79,9 @@ class BoxCoder:
         half = sides * 0.5
         return tf.concat([centres - half + last / 2, centres + half - last / 2], axis=-1)
 
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)
-
 
 @dataclasses.dataclass(frozen=True)
-class TBLRCoder:
+class TBLRCoder(SavedByFields):
     """Distances from the anchor's centre to the four sides of a box, in anchor sides.
 
     Channels in the authors' order (bottom, top, left, right): `b = (y2 - cy) / ph`,
@@ -134,12 +126,3 @@ class TBLRCoder:
             tf.stack([height, height, width, width], axis=-1),
             tf.unstack(centres + last / 2, axis=-1),
         )
-
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)

@@ -16,6 +16,7 @@ from sepc_tf.ops.boxes import (
     pairwise_iou,
 )
 from sepc_tf.ops.chunks import fold_boxes
+from sepc_tf.ops.saved import SavedByFields
 
 BACKGROUND = -1
 IGNORED = -2
@@ -24,7 +25,7 @@ TIE = 5e-7
 
 
 @dataclasses.dataclass(frozen=True)
-class MaxIoUMatcher:
+class MaxIoUMatcher(SavedByFields):
     """Matches an anchor to the box it overlaps most, and every box to at least one anchor.
 
     With `o(a)` the anchor's best IoU over the image's boxes: matched to that box if
@@ -107,15 +108,6 @@ class MaxIoUMatcher:
         matches = tf.where(claimed >= 0, claimed, matches)
         return tf.where(valid, matches, IGNORED)
 
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)
-
 
 def gather_matched(values, matches):
     """For each anchor the entry of its matched box; arbitrary where there is none.
@@ -131,7 +123,7 @@ def gather_matched(values, matches):
 
 
 @dataclasses.dataclass(frozen=True)
-class EffectiveAreaMatcher:
+class EffectiveAreaMatcher(SavedByFields):
     """Matches the anchors in the middle of a box to it, on every level alike.
 
     With the box shrunk about its centre by `area_scale`: an anchor is a candidate of a box if its
@@ -203,12 +195,3 @@ class EffectiveAreaMatcher:
         if self.convention == "mmdet1":
             return largest_first
         return tf.argsort(largest_first, axis=1)  # inverse permutation: the rank
-
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)

@@ -8,13 +8,14 @@ import tensorflow as tf
 
 from sepc_tf.ops.chunks import fold_boxes
 from sepc_tf.ops.matching import BACKGROUND, IGNORED
+from sepc_tf.ops.saved import SavedByFields
 
 # In pixels: a shorter side of a box counts as this long.
 SHORTEST_SIDE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class NearestPointMatcher:
+class NearestPointMatcher(SavedByFields):
     """Matches every box to one location: the nearest of the level that fits its size.
 
     The level of a box is the coarsest one with `scale stride <= sqrt(width height)`, or the finest
@@ -81,12 +82,3 @@ class NearestPointMatcher:
         nothing = tf.fill(shape, float("inf")), tf.fill(shape, BACKGROUND)
         _, matches = fold_boxes(step, nothing, centres, sides, level_of_box, present)
         return tf.where(valid, matches, IGNORED)
-
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from sepc_tf.ops.boxes import box_areas, check_convention
 from sepc_tf.ops.chunks import fold_boxes
 from sepc_tf.ops.matching import BACKGROUND, IGNORED
+from sepc_tf.ops.saved import SavedByFields
 
 
 def grid_points(level_sizes, strides, convention="modern"):
@@ -97,7 +98,7 @@ def centerness(distances):
 
 
 @dataclasses.dataclass(frozen=True)
-class PointMatcher:
+class PointMatcher(SavedByFields):
     """Matches a point to the smallest box around it that its level is there for.
 
     A box wants the points strictly inside it whose largest distance to one of its sides lies in
@@ -192,12 +193,3 @@ class PointMatcher:
         areas = box_areas(boxes, self.convention)
         _, matches = fold_boxes(step, nothing, boxes, areas, present)
         return tf.where(valid, matches, IGNORED)
-
-    def get_config(self):
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config):
-        """The inverse of `get_config`."""
-        return cls(**config)

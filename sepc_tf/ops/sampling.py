@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import tensorflow as tf
 
 from sepc_tf.ops.matching import BACKGROUND
+from sepc_tf.ops.saved import SavedByFields
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomSampler:
+class RandomSampler(SavedByFields):
     """Takes a fixed number of boxes of each image at random, positives up to a share of them.
 
     At most `number * positive_fraction` of the positives (matches >= 0), then as many of the
@@ -65,15 +65,6 @@ class RandomSampler:
         order = tf.argsort(tf.cast(present, tf.int32), direction="DESCENDING", stable=True)
         order = order[:, : self.number]
         return tuple(tf.gather(x, order, axis=1, batch_dims=1) for x in (rows, present))
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> RandomSampler:
-        """The inverse of `get_config`."""
-        return cls(**config)
 
 
 def _best(keys, count):

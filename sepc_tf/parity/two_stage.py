@@ -745,6 +745,7 @@ def compare_gradients_with_kinks(case, comparison, gradients, moved_by, runs: in
     for _ in range(runs):
         noise = 1e-6 * rng.standard_normal(shape, np.float32)
         moved.append(moved_by(nhwc(noise)))
+    worst = 0.0
     for key in missed:
         if key in case.data:
             slices = case.output_specs[key]["slices"]
@@ -760,9 +761,11 @@ def compare_gradients_with_kinks(case, comparison, gradients, moved_by, runs: in
         else:
             comparison.compared.add(key)
             comparison.coarse.add(key)
+            worst = max(worst, error)
     comparison.notes.append(
         f"{len(missed)} of {len(gradients)} gradients compared with those of images moved by 1e-6 "
-        f"(kinks); {len(comparison.coarse)} of them held to {COARSE_TOLERANCE} only"
+        f"(kinks); {len(comparison.coarse)} of them held to {COARSE_TOLERANCE} only, worst "
+        f"{worst:.1e}"
     )
 
 

@@ -13,10 +13,8 @@ from sepc_tf.detectors.dense import as_list, pyramid_strides
 from sepc_tf.detectors.two_stage.roi_heads import BoxHead, RoIStage
 from sepc_tf.detectors.two_stage.rpn import RPN, ProposalOptions, RPNOptions
 from sepc_tf.layers.roi_align import RoIAlign
-from sepc_tf.ops.boxes import rescale_boxes
 from sepc_tf.ops.coders import BoxCoder
 from sepc_tf.ops.matching import MaxIoUMatcher
-from sepc_tf.ops.nms import multiclass_nms
 from sepc_tf.ops.sampling import RandomSampler
 from sepc_tf.settings import setting
 
@@ -199,22 +197,7 @@ class FasterRCNN(RPN):
         """
         outputs = self.stage(pyramid, boxes, present)
         boxes, scores = self.stage.scored_boxes(outputs, boxes, present, image_sizes)
-        if original_sizes is not None:
-            # Before NMS, where mmdet1's widths with a last pixel depend on the scale.
-            shape = tf.shape(boxes)
-            boxes = tf.reshape(boxes, [shape[0], -1, 4])
-            boxes = rescale_boxes(boxes, image_sizes, original_sizes, self.convention)
-            boxes = tf.reshape(boxes, shape)
-        return multiclass_nms(
-            boxes,
-            scores,
-            score_threshold=self.score_threshold,
-            iou_threshold=self.nms_iou,
-            max_detections=self.max_detections,
-            convention=self.convention,
-            kind=self.nms,
-            soft_sigma=self.soft_nms_sigma,
-        )
+        return self.suppressed(boxes, scores, image_sizes, original_sizes)
 
     # ---------------------------------------------------------------- saving
 

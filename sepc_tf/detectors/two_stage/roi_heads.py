@@ -230,10 +230,9 @@ class RoIStage:
         scores = tf.nn.softmax(outputs["classes"])[..., 1:]
         codes = outputs["boxes"]
         codes = codes if self.head.class_agnostic else codes[:, :, 1:]
-        decoded = self.coder.decode(boxes[:, :, None], codes)
-        flat = tf.reshape(decoded, [tf.shape(decoded)[0], -1, 4])
-        flat = clip_boxes(flat, image_sizes, self.coder.convention)
-        return tf.reshape(flat, tf.shape(decoded)), tf.where(present[..., None], scores, 0.0)
+        boxes = self.coder.decode(boxes[:, :, None], codes)
+        boxes = clip_boxes(boxes, image_sizes, self.coder.convention)
+        return boxes, tf.where(present[..., None], scores, 0.0)
 
     # ---------------------------------------------------------------- saving
 

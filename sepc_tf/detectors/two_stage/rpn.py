@@ -18,6 +18,7 @@ from sepc_tf.ops.losses import smooth_l1_loss
 from sepc_tf.ops.matching import MaxIoUMatcher
 from sepc_tf.ops.nms import kept_rows, top_candidates
 from sepc_tf.ops.sampling import RandomSampler, random_of_step
+from sepc_tf.ops.saved import SavedByFields
 from sepc_tf.settings import setting
 
 keras.saving.register_keras_serializable(package="sepc_tf")(RandomSampler)
@@ -25,7 +26,7 @@ keras.saving.register_keras_serializable(package="sepc_tf")(RandomSampler)
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 @dataclasses.dataclass
-class ProposalOptions:
+class ProposalOptions(SavedByFields):
     """How raw outputs become proposals."""
 
     nms_pre: int = setting(2000, at_least=1)  # candidates kept per level
@@ -34,15 +35,6 @@ class ProposalOptions:
     max_proposals: int = setting(2000, at_least=1)  # of an image
     min_size: float = setting(0.0, at_least=0)  # shortest side in pixels
     across_levels: bool = False  # a second NMS over all levels
-
-    def get_config(self) -> dict[str, Any]:
-        """The settings, as a dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ProposalOptions:
-        """The inverse of `get_config`."""
-        return cls(**config)
 
 
 @dataclasses.dataclass
