@@ -32,6 +32,7 @@ class Termination:
 
     def __init__(self) -> None:
         self.requested = False
+        self._left = False
         self.unsaved: Callable[[], bool] = lambda: False
         self.saved: Callable[[], str] = lambda: "no step was done"
 
@@ -54,9 +55,10 @@ class Termination:
         except _Leave:
             raise self._terminated() from None
         except Exception as error:
-            # The handler may have run inside a Python function that TensorFlow called.
-            if self.requested and _Leave.__name__ in str(error):
-                raise self._terminated() from None
+            # The handler may have run inside a Python function that TensorFlow's C++ called, which
+            # turns the exception into one of its own, or goes on without the function's result.
+            if self._left:
+                raise self._terminated() from error
             raise
         finally:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python
@@ -69,6 +71,7 @@ class Termination:
     def _receive(self, number, frame):
         first, self.requested = not self.requested, True
         if first and not self.unsaved():
+            self._left = True
             raise _Leave
 
     def _terminated(self):

@@ -74,6 +74,17 @@ def test_inside_a_function_that_tensorflow_calls():
         tf.py_function(work, [], tf.float32)
 
 
+def test_inside_a_library_that_swallows_the_exception_and_trips_over_it():
+    # As TensorFlow 2.15's `nest.flatten` did while a layer was made.
+    with pytest.raises(Terminated), Termination().listening():
+        try:
+            sigterm()
+            pytest.fail("went on")
+        except BaseException as error:
+            assert type(error).__name__ == "_Leave"
+        raise AttributeError("'Policy' object has no attribute 'keys'")
+
+
 def test_another_thread_gets_no_signals():
     results = []
 
