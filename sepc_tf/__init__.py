@@ -31,6 +31,7 @@ _DEFINED_IN = {
     "export": "sepc_tf.export",
     "draw_detections": "sepc_tf.visualization",
     "UserError": "sepc_tf.errors",
+    "keep_freed_memory": "sepc_tf.allocator",
     # Detectors and their parts.
     "build_detector": "sepc_tf.zoo",
     "Detector": "sepc_tf.detectors",
@@ -70,6 +71,7 @@ _DEFINED_IN = {
 __all__ = ["__version__", *_DEFINED_IN]
 
 if typing.TYPE_CHECKING:
+    from sepc_tf.allocator import keep_freed_memory as keep_freed_memory
     from sepc_tf.backbones import ResNet as ResNet
     from sepc_tf.config import load_config as load_config
     from sepc_tf.data.check import check_dataset as check_dataset

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from sepc_tf.allocator import keep_freed_memory
 from sepc_tf.cli.quiet import quiet_tensorflow
 
+keep_freed_memory()
 with quiet_tensorflow():
     import tensorflow as tf
 

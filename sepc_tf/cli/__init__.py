@@ -14,6 +14,7 @@ import shlex
 import sys
 
 import sepc_tf
+from sepc_tf.allocator import keep_freed_memory
 from sepc_tf.cli.quiet import quiet_tensorflow
 from sepc_tf.errors import Terminated, UserError
 from sepc_tf.progress import shown
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         ...
         0
     """
+    keep_freed_memory()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     modules = {name: importlib.import_module(_module_name(name)) for name in COMMANDS}
     name, rest = _command(arguments, modules)
