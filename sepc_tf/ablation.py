@@ -244,7 +244,9 @@ def measure(experiments: Sequence[Experiment]) -> list[Row]:
 def _single_image_function(run):
     side = run.config.data.test_short_side
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (1, side, side, 3)), tf.uint8)
-    detect = tf.function(lambda: detect_images(run.detector, run.config.data, image))
+    detect = tf.function(
+        lambda: detect_images(run.detector, run.config.data, image), autograph=False
+    )
     return lambda: detect()["boxes"].numpy()
 
 

@@ -99,7 +99,7 @@ def several_workers_function(model):
         outputs = strategy.run(model.train_step, args=(next(iterator),))
         return {name: strategy.experimental_local_results(v)[0] for name, v in outputs.items()}
 
-    return tf.function(step, jit_compile=model.jit_compile, reduce_retracing=True)
+    return tf.function(step, autograph=False, jit_compile=model.jit_compile, reduce_retracing=True)
 
 
 def loss_scale(optimizer):

@@ -103,7 +103,7 @@ def count_layer(layer, input_shape):
         Cost(multiply_adds=18944, parameters=296)
     """
     spec = _map_shapes(lambda shape: tf.TensorSpec(shape, tf.float32), input_shape)
-    function = tf.function(lambda inputs: layer(inputs))
+    function = tf.function(lambda inputs: layer(inputs), autograph=False)
     with portable_ops():
         graph = function.get_concrete_function(spec).graph
     parameters = sum(

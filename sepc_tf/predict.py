@@ -56,6 +56,7 @@ class Predictor:
         self.categories = run.categories
         self._detect = tf.function(
             functools.partial(detect_images, run.detector, run.config.data),
+            autograph=False,
             input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
         )
 

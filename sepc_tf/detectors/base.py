@@ -95,6 +95,7 @@ class Detector(keras.Model):
 
     # ---------------------------------------------------------------- training
 
+    @tf.autograph.experimental.do_not_convert  # no control flow in Python: tracing takes half
     def train_step(self, batch):
         """One update: losses, gradients summed over replicas, clipped, decayed, applied.
 
@@ -213,11 +214,13 @@ class Detector(keras.Model):
         parts = dict(zip(self.loss_names, tf.unstack(values)))
         return {"loss": tf.reduce_sum(values), **parts}
 
+    @tf.autograph.experimental.do_not_convert
     def test_step(self, batch):
         """Losses of a batch in inference mode; means over the batches, keys as in `train_step`."""
         losses = self.batch_losses(normalized_batch(batch), training=False)
         return self._step_metrics.update(self._sum_losses(losses))
 
+    @tf.autograph.experimental.do_not_convert
     def predict_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Detections of a batch, boxes in pixels of its images; see `detect`."""
         return self.detect(normalized_batch(batch)["images"], batch["image_sizes"])

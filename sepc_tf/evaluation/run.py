@@ -51,7 +51,7 @@ class Evaluator:
         self.pipeline = pipeline
         self.strategy = strategy or tf.distribute.get_strategy()
         self.iou_thresholds = iou_thresholds
-        self._detect = tf.function(self._detect_batch, reduce_retracing=True)
+        self._detect = tf.function(self._detect_batch, autograph=False, reduce_retracing=True)
 
     def detections(self):
         """Returns all detections as a list in COCO's result format."""

@@ -96,7 +96,7 @@ def compare_losses(case, comparison, detector, batch, names):
     """
     cls, reg = raw_outputs(case)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(cls, reg):
         with tf.GradientTape() as tape:
             tape.watch([cls, reg])

@@ -128,7 +128,7 @@ def check_losses(case, comparison: Comparison) -> None:
     maps = [level_inputs(case, name) for name in ("cls", "reg", "ctr")]
     compare_targets(case, comparison, detector, batch, outputs_of(detector, *maps))
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(maps):
         with tf.GradientTape() as tape:
             tape.watch(maps)
@@ -257,7 +257,7 @@ def check_detector(case, comparison: Comparison) -> None:
     detector = build_detector(config, num_classes=head["num_classes"] - 1)
     import_state_dict(detector, case.params())
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(image):
         return detector.pyramid(image, training=False), detector(image, training=False)
 

@@ -210,7 +210,7 @@ def differentiation(
     """
     trainable = {path: v for path, v in named_variables(layer).items() if v.trainable}
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(pyramid):
         with tf.GradientTape() as tape:
             tape.watch(pyramid)

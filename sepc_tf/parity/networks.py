@@ -79,7 +79,7 @@ def check_backbone(case, comparison: Comparison) -> None:
     backbone = build_backbone(backbone_config(case.config["backbone"]))
     backbone.build((None, None, None, 3))
     import_state_dict(backbone, case.params())
-    features = tf.function(backbone)(image, training=False)
+    features = tf.function(backbone, autograph=False)(image, training=False)
     for level, feature in enumerate(features, start=2):
         comparison.output(f"out.c{level}", nchw(feature))
 
@@ -93,7 +93,7 @@ def check_detector(case, comparison: Comparison) -> None:
     )
     import_state_dict(detector, case.params())
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(image):
         features = detector.backbone(image, training=False)
         pyramid = detector.pyramid(image, training=False)

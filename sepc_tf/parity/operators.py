@@ -53,7 +53,7 @@ def check_deform_conv(
         return y, *tape.gradient(y, [x, offset, kernel], cotangent)
 
     if compiled is not None:
-        run = tf.function(run, jit_compile=compiled)
+        run = tf.function(run, autograph=False, jit_compile=compiled)
     y, grad_x, grad_offset, grad_kernel = run(x, offset, kernel, cotangent)
     comparison.output("out.y", nchw(y))
     comparison.output("out.grad_x", nchw(grad_x))

@@ -154,7 +154,7 @@ def head_results(case, cotangents, dtype):
             variables[keys[path]] = compat.variable_value(variable)
     cotangents = tf.nest.map_structure(lambda x: tf.cast(x, dtype), cotangents)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(pyramid):
         with tf.GradientTape() as tape:
             tape.watch(pyramid)
@@ -194,7 +194,7 @@ def check_losses(case, comparison: Comparison) -> None:
     compare_targets(case, comparison, detector, batch, outputs)
     moments = compat.variable_value(detector.head.moment_transfer)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(outputs):
         with tf.GradientTape() as tape:
             tape.watch(outputs)
@@ -288,7 +288,7 @@ def check_detector(case, comparison: Comparison) -> None:
     detector = build_detector(config, num_classes=head["num_classes"] - 1)
     import_state_dict(detector, case.params())
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(image):
         return detector.pyramid(image, training=False), detector(image, training=False)
 

@@ -109,7 +109,7 @@ def compare_pooled(case, comparison, pyramid, cotangent, strides, size, samples)
     cotangents = np.zeros((*present.shape, *cotangent.shape[1:]), np.float32)
     cotangents[rows] = cotangent
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(pyramid):
         with tf.GradientTape() as tape:
             tape.watch(pyramid)
