@@ -55,18 +55,21 @@ def load_split(data: DataConfig, split: str) -> CocoDataset:
     return load_dataset(data.source, data.directory, settings.split or split, data.class_names)
 
 
-def training_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
+def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> BatchPipeline:
     """Builds the shuffled, augmented `BatchPipeline` of a config.
 
     Args:
         dataset: a `CocoDataset`.
         config: a `sepc_tf.config.Config`.
+        masks: whether the batches have masks, for a detector that `needs_masks`.
 
     Raises:
-        DatasetError: there is no box to train on.
+        DatasetError: there is no box to train on, or no mask where masks are needed.
     """
     data = config.data
     dataset.check_trainable()
+    if masks:
+        dataset = dataset.with_usable_masks()
     return BatchPipeline(
         dataset.without_empty_images() if data.skip_empty_images else dataset,
         batch_size=config.train.batch_size,
@@ -75,6 +78,7 @@ def training_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
         scale_mode=data.short_side_mode,
         flip_probability=data.flip_probability,
         augmentation=data.augmentation,
+        masks=masks,
         seed=config.train.seed,
         **_common_options(config),
     )
