@@ -104,7 +104,7 @@ def encode_mask(mask: np.ndarray) -> dict:
 
     Example:
         >>> encode_mask(np.eye(3, dtype=bool))
-        {'size': [3, 3], 'counts': '0133'}
+        {'size': [3, 3], 'counts': '013000'}
     """
     from pycocotools import mask as mask_utils
 

@@ -7,7 +7,7 @@ from sepc_tf.data.config import DataConfig, check_source
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.pipeline import BatchPipeline
-from sepc_tf.errors import ConfigError
+from sepc_tf.errors import ConfigError, DatasetError
 from sepc_tf.settings import check_exists
 
 
@@ -69,7 +69,15 @@ def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> Batc
     data = config.data
     dataset.check_trainable()
     if masks:
-        dataset = dataset.with_usable_masks()
+        try:
+            dataset = dataset.with_usable_masks()
+        except DatasetError as error:
+            if data.source != "demo":
+                raise
+            raise DatasetError(
+                f"{error}. This demo data was made by an earlier version: remove "
+                f"{data.directory}, and it is made again with masks"
+            ) from error
     return BatchPipeline(
         dataset.without_empty_images() if data.skip_empty_images else dataset,
         batch_size=config.train.batch_size,

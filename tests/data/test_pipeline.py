@@ -541,7 +541,7 @@ def test_batches_without_masks_are_the_same_and_with_masks_continue_at_any_step(
     assert_equal_batches(whole[3:], to_numpy(pipeline.training_batches(3).take(2)))
 
 
-def test_broken_masks_are_named_once_and_none_at_all_is_an_error(masked, dataset, caplog, tmp_path):
+def test_broken_masks_are_named_once_and_none_at_all_is_an_error(masked, dataset, caplog):
     config = Config()
     broken = masked.images[1]
     outside = [[0, 0, 2, 0, 2, 2]]
@@ -556,4 +556,7 @@ def test_broken_masks_are_named_once_and_none_at_all_is_an_error(masked, dataset
     assert pipeline.masks and pipeline.dataset.images[1].segmentations == (None,) * 3
     assert len(pipeline.dataset.images[1].boxes) == 3
     with pytest.raises(DatasetError, match=r"no object has one.*segmentation missing"):
+        training_pipeline(dataset, config, masks=True)
+    config.data.source, config.data.directory = "demo", "digits"
+    with pytest.raises(DatasetError, match="earlier version: remove digits"):
         training_pipeline(dataset, config, masks=True)
