@@ -101,7 +101,7 @@ def paste_mask(
         )
         values = first * (1 - share) + second * share
         windows.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
-    pasted = np.zeros((height, width), bool)
+    pasted = np.zeros((height, width), bool, order="F")  # as RLE runs
     pasted[tuple(windows)] = values > THRESHOLD
     return pasted
 
