@@ -91,7 +91,7 @@ def augment(
     settings: AugmentationConfig,
     seed: int,
     fill: tuple = (0, 0, 0),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """One image and its boxes, changed at random.
 
     In this order: a window of the image's own aspect ratio is cut out; brightness, contrast,
@@ -107,24 +107,25 @@ def augment(
 
     Returns:
         pixels and boxes of the kinds given; int64 `[m]`, which of the n objects the boxes are of:
-        those of which too little is left are gone; int64 `[2]`, the x and y by which what is left
-        of the image has moved.
+        those of which too little is left are gone; int64 `[4]`, the window of the image that is
+        left, xyxy; int64 `[2]`, the x and y of its corner in the result.
 
     Example:
         >>> pixels = np.full((40, 60, 3), 128, np.uint8)
         >>> settings = AugmentationConfig(expand_probability=1.0, expand_ratio=[2.0, 2.0])
-        >>> larger, boxes, kept, shift = augment(
+        >>> larger, boxes, kept, window, place = augment(
         ...     pixels, np.float32([[5, 5, 30, 30]]), settings, seed=1)
-        >>> larger.shape, kept
-        ((80, 120, 3), array([0]))
-        >>> bool((boxes[0, :2] - shift == [5, 5]).all())
+        >>> larger.shape, kept, window
+        ((80, 120, 3), array([0]), array([ 0,  0, 60, 40]))
+        >>> bool((boxes[0, :2] == place + [5, 5]).all())
         True
     """
     rng = np.random.default_rng(seed)
     drawn = draw(settings, rng)
-    kept, shift = np.arange(len(boxes)), np.zeros(2, np.int64)
+    height, width = pixels.shape[:2]
+    kept, window, place = np.arange(len(boxes)), np.array([0, 0, width, height]), np.zeros(2, int)
     if drawn.crop < 1:
-        pixels, boxes, kept, shift = crop(pixels, boxes, drawn.crop, settings.min_visible, rng)
+        pixels, boxes, kept, window = crop(pixels, boxes, drawn.crop, settings.min_visible, rng)
     pixels = change_colours(pixels, drawn)
     if drawn.blur > 0:
         # Pillow's radius is the standard deviation.
@@ -133,9 +134,8 @@ def augment(
         noise = rng.standard_normal(pixels.shape, np.float32) * np.float32(drawn.noise)
         pixels = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
     if drawn.expand > 1:
-        pixels, boxes, moved = expand(pixels, boxes, drawn.expand, fill, rng)
-        shift = shift + moved
-    return pixels, boxes, kept, shift
+        pixels, boxes, place = expand(pixels, boxes, drawn.expand, fill, rng)
+    return pixels, boxes, kept, window, place
 
 
 def crop(pixels, boxes, scale, min_visible, rng):
@@ -152,7 +152,7 @@ def crop(pixels, boxes, scale, min_visible, rng):
         rng: draws the places.
 
     Returns:
-        pixels, boxes, which objects these are of, and by how much they moved, as `augment`.
+        pixels, boxes, which objects these are of, and the window, as `augment`.
     """
     height, width = pixels.shape[:2]
     rows, columns = (max(1, round(side * scale)) for side in (height, width))
@@ -165,9 +165,10 @@ def crop(pixels, boxes, scale, min_visible, rng):
         kept = np.prod(sides, axis=1) >= min_visible * areas
         kept &= (sides >= SMALLEST_SIDE).all(axis=1)
         if kept.any() or not len(boxes):
-            window = pixels[top : top + rows, left : left + columns]
-            return window, moved[kept], np.flatnonzero(kept), np.array([-left, -top])
-    return pixels, boxes, np.arange(len(boxes)), np.zeros(2, np.int64)
+            pixels = pixels[top : top + rows, left : left + columns]
+            window = np.array([left, top, left + columns, top + rows])
+            return pixels, moved[kept], np.flatnonzero(kept), window
+    return pixels, boxes, np.arange(len(boxes)), np.array([0, 0, width, height])
 
 
 def expand(pixels, boxes, ratio, fill, rng):
@@ -179,7 +180,7 @@ def expand(pixels, boxes, ratio, fill, rng):
         rng: draws the place.
 
     Returns:
-        pixels, boxes, and by how much they moved, as `augment`.
+        pixels, boxes, and the place of the image's corner, as `augment`.
     """
     height, width = pixels.shape[:2]
     rows, columns = round(height * ratio), round(width * ratio)

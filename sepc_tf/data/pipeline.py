@@ -355,7 +355,7 @@ class BatchPipeline:
         pixels, boxes, labels, image_id, *origin = tf.numpy_function(
             self._read,
             [index, seed, counted],
-            [tf.uint8, tf.float32, tf.int32, tf.int64, tf.int64, tf.int64, tf.int64],
+            [tf.uint8, tf.float32, tf.int32, *[tf.int64] * 5],
             stateful=False,
         )
         pixels.set_shape([None, None, 3])
@@ -422,7 +422,7 @@ class BatchPipeline:
         """Pixels, boxes, labels and id of an image, or of the one that stands in for it.
 
         Then what masks need: which image of the data set was read, which of its objects the boxes
-        are of (padded with -1), and by how much they moved.
+        are of (padded with -1), the window of it that is left, and the place of its corner.
         """
         index = int(index)
         reason = None
@@ -436,9 +436,10 @@ class BatchPipeline:
                 self._count(record, error)
                 reason = reason or error
                 continue
-            boxes, objects, shift = record.boxes, np.arange(len(record.boxes)), np.zeros(2, int)
+            boxes, objects = record.boxes, np.arange(len(record.boxes))
+            window, place = np.array([0, 0, record.width, record.height]), np.zeros(2, int)
             if self.training:
-                pixels, boxes, objects, shift = augment(
+                pixels, boxes, objects, window, place = augment(
                     pixels, boxes, self.augmentation, seed, np.rint(self.mean)
                 )
             stands_in = candidate != index and not self.training
@@ -452,23 +453,23 @@ class BatchPipeline:
                 np.pad(values, padding[0], constant_values=-1)
                 for values in (record.labels[objects], objects)
             )
-            return pixels, boxes, labels, np.int64(image_id), np.int64(candidate), objects, shift
+            origin = np.int64(candidate), objects, window, place
+            return pixels, boxes, labels, np.int64(image_id), *origin
         raise UnreadableImageError(
             f"{self.dataset.name}: none of its images can be used ({len(self.dataset)} tried); "
             f"the first was {reason}"
         )
 
-    def _read_masks(self, index, objects, shift, canvas_size, image_size, flip):
+    def _read_masks(self, index, objects, window, place, canvas_size, image_size, flip):
         """The masks of an image as `pack_masks` has them, the bitmaps padded to a power of two."""
         record = self.dataset.images[int(index)]
         segmentations = [None if i < 0 else record.segmentations[i] for i in objects]
         original_size = (record.height, record.width)
-        sizes = original_size, shift.tolist(), canvas_size.tolist(), image_size.tolist()
+        places = (values.tolist() for values in (window, place, canvas_size, image_size))
+        geometry = original_size, *places, flip, self.convention
         bitmaps, frames, offsets = pack_masks(
             [
-                None
-                if segmentation is None
-                else training_mask(segmentation, *sizes, flip, self.convention)
+                None if segmentation is None else training_mask(segmentation, *geometry)
                 for segmentation in segmentations
             ]
         )

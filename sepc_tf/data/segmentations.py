@@ -139,7 +139,8 @@ def decode_mask(segmentation, height: int, width: int) -> np.ndarray:
 def training_mask(
     segmentation,
     original_size: tuple[int, int],
-    shift: tuple[int, int],
+    window: tuple[int, int, int, int],
+    place: tuple[int, int],
     canvas_size: tuple[int, int],
     size: tuple[int, int],
     flip: bool,
@@ -158,7 +159,8 @@ def training_mask(
     Args:
         segmentation: without a fault (`segmentation_fault`).
         original_size: height and width of the file's image, pixels.
-        shift: x and y by which cropping and expanding moved it, pixels.
+        window: xyxy, the part of that image that cropping left, pixels; there is no mask beyond.
+        place: x and y of the window's corner on the canvas.
         canvas_size: height and width of what cropping and expanding made.
         size: height and width after resizing.
         flip: whether the image is mirrored left to right.
@@ -168,24 +170,34 @@ def training_mask(
         uint8 `[*size]` of 0 and 1.
 
     Example:
-        >>> training_mask([[0, 0, 2, 0, 2, 2, 0, 2]], (2, 4), (0, 0), (2, 4), (2, 4), True)
+        >>> square, window = [[0, 0, 2, 0, 2, 2, 0, 2]], (0, 0, 4, 2)
+        >>> training_mask(square, (2, 4), window, (0, 0), (2, 4), (2, 4), flip=True)
         array([[0, 0, 1, 1],
                [0, 0, 1, 1]], dtype=uint8)
     """
     height, width = (int(side) for side in size)
     if isinstance(segmentation, list) and convention == "modern":
-        scale = width / canvas_size[1], height / canvas_size[0]
+        scale = np.array([width / canvas_size[1], height / canvas_size[0]])
+        corner, end = np.array(window[:2]), np.array(window[2:])
         polygons = [
-            ((np.reshape(polygon, [-1, 2]) + shift) * scale).reshape(-1).tolist()
+            ((np.reshape(polygon, [-1, 2]) - corner + place) * scale).reshape(-1).tolist()
             for polygon in segmentation
         ]
         mask = decode_mask(polygons, height, width)
+        # Pixels are where their centres are.
+        left, top = np.ceil(place * scale - 0.5).astype(int)
+        right, bottom = np.ceil((end - corner + place) * scale - 0.5).astype(int)
+        mask[:top], mask[bottom:], mask[:, :left], mask[:, right:] = 0, 0, 0, 0
     else:
-        mask = _moved(decode_mask(segmentation, *original_size), shift, canvas_size)
+        (x1, y1, x2, y2), (x, y) = window, place
+        canvas = np.zeros(canvas_size, np.uint8)
+        whole = decode_mask(segmentation, *original_size)
+        canvas[y : y + y2 - y1, x : x + x2 - x1] = whole[y1:y2, x1:x2]
         if convention == "mmdet1":
-            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+            mask = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_NEAREST)
         else:
-            for axis, (old, new) in enumerate(zip(mask.shape, (height, width))):
+            mask = canvas
+            for axis, (old, new) in enumerate(zip(canvas_size, (height, width))):
                 mask = mask.take((2 * np.arange(new) + 1) * old // (2 * new), axis=axis)
     return mask[:, ::-1] if flip else mask
 
@@ -200,18 +212,6 @@ def _tight_box(segmentation, height, width):
     x = [value for polygon in segmentation for value in polygon[0::2]]
     y = [value for polygon in segmentation for value in polygon[1::2]]
     return max(min(x), 0), max(min(y), 0), min(max(x), width), min(max(y), height)
-
-
-def _moved(mask, shift, canvas_size):
-    """`[H, W]` at another place of a canvas of another size, C-contiguous."""
-    canvas = np.zeros(canvas_size, np.uint8)
-    there, here = [], []
-    for side, move, end in zip(mask.shape, reversed(shift), canvas_size):
-        start, stop = max(move, 0), min(side + move, end)
-        there.append(slice(start, stop))
-        here.append(slice(start - move, stop - move))
-    canvas[tuple(there)] = mask[tuple(here)]
-    return canvas
 
 
 def _compressed(rle):

@@ -114,8 +114,8 @@ def test_a_mask_belongs_into_its_box(mask):
 
 
 def test_modern_polygons_are_rasterised_where_they_end_up():
-    """Cropped at (-8, -5) to 30 x 50, then doubled in width and 1.5 times as high."""
-    geometry = (SIZE, (-8, -5), (30, 50), (45, 100))
+    """Cropped to 30 x 50 at (8, 5), then doubled in width and 1.5 times as high."""
+    geometry = (SIZE, (8, 5, 58, 35), (0, 0), (30, 50), (45, 100))
     moved = [(np.reshape(polygon, [-1, 2]) - (8, 5)) * (2, 1.5) for polygon in POLYGONS]
     expected = polygon_mask([p.reshape(-1).tolist() for p in moved], 45, 100)
     np.testing.assert_array_equal(training_mask(POLYGONS, *geometry, False), expected)
@@ -126,13 +126,36 @@ def test_modern_polygons_are_rasterised_where_they_end_up():
     assert (expected != around[40:-40, 40:-40]).sum() <= 0.005 * expected.sum()
 
 
-@pytest.mark.parametrize("shift", [(-8, -5), (7, 3), (-8, 3)])
+def test_what_a_window_cut_off_does_not_come_back_on_a_canvas():
+    window, place, canvas_size = (10, 8, 30, 28), (7, 9), (40, 50)
+    geometry = (SIZE, window, place, canvas_size, (80, 150))
+    moved = [(np.reshape(polygon, [-1, 2]) - (3, -1)) * (3, 2) for polygon in POLYGONS]
+    expected = polygon_mask([p.reshape(-1).tolist() for p in moved], 80, 150)
+    visible = np.zeros_like(expected)
+    visible[2 * 9 : 2 * 29, 3 * 7 : 3 * 27] = 1
+    assert (expected * (1 - visible)).any()
+    found = training_mask(POLYGONS, *geometry, False)
+    np.testing.assert_array_equal(found, expected * visible)
+    rle = encode_mask(decode_mask(POLYGONS, *SIZE))
+    for convention in ("modern", "mmdet1"):
+        of_rle = training_mask(rle, *geometry, False, convention)
+        assert not (of_rle * (1 - visible)).any()
+        assert (of_rle != found).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("window", "place", "canvas_size"),
+    [((8, 5, 58, 35), (0, 0), (30, 50)), ((0, 0, 60, 40), (7, 3), (45, 70))],
+)
 @pytest.mark.parametrize("convention", ["modern", "mmdet1"])
-def test_bitmaps_move_and_take_the_nearest_pixel(mask, convention, shift):
-    canvas_size, size = (45, 64), (57, 83)
-    canvas = np.zeros((200, 200), np.uint8)
-    canvas[50 + shift[1] : 90 + shift[1], 50 + shift[0] : 110 + shift[0]] = mask
-    canvas = canvas[50:95, 50:114]
+def test_bitmaps_move_and_take_the_nearest_pixel(mask, convention, window, place, canvas_size):
+    size = (57, 83)
+    (x1, y1, x2, y2), (x, y) = window, place
+    after = [
+        total - start - length
+        for total, start, length in zip(canvas_size, (y, x), (y2 - y1, x2 - x1))
+    ]
+    canvas = np.pad(mask[y1:y2, x1:x2], ((y, after[0]), (x, after[1])))
     half = 0.5 if convention == "modern" else 0.0
     rows, columns = (
         np.floor(np.float64(old / new) * (np.arange(new) + half) + 1e-9).astype(int)
@@ -140,15 +163,15 @@ def test_bitmaps_move_and_take_the_nearest_pixel(mask, convention, shift):
     )
     expected = canvas[np.ix_(rows, columns)]
     for flip in (False, True):
-        geometry = (SIZE, shift, canvas_size, size, flip, convention)
+        geometry = (SIZE, window, place, canvas_size, size, flip, convention)
         read = training_mask(encode_mask(mask), *geometry)
         np.testing.assert_array_equal(read, expected[:, ::-1] if flip else expected)
 
 
 def test_polygons_of_mmdet1_are_rasterised_before_they_are_resized():
     """As mmdetection: poly2mask at the size of the file, mmcv.imrescale, imflip."""
-    size = (67, 101)
+    size, whole = (67, 101), (SIZE, (0, 0, 60, 40), (0, 0), SIZE)
     nearest = cv2.resize(polygon_mask(POLYGONS, *SIZE), size[::-1], interpolation=cv2.INTER_NEAREST)
-    read = training_mask(POLYGONS, SIZE, (0, 0), SIZE, size, True, "mmdet1")
+    read = training_mask(POLYGONS, *whole, size, True, "mmdet1")
     np.testing.assert_array_equal(read, nearest[:, ::-1])
-    assert (read != training_mask(POLYGONS, SIZE, (0, 0), SIZE, size, True)).any()
+    assert (read != training_mask(POLYGONS, *whole, size, True)).any()
