@@ -1,4 +1,4 @@
-"""Predictions for image files: boxes, pictures, JSON."""
+"""Predictions for image files: boxes, masks, pictures, JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import tensorflow as tf
 from PIL import Image
 
 from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
+from sepc_tf.data.segmentations import decode_mask
 from sepc_tf.errors import UnreadableImageError
+from sepc_tf.evaluation.coco import encode_detections
 from sepc_tf.files import check_writable, write_json, writing
 from sepc_tf.inference import detect_images
+from sepc_tf.ops.boxes import LAST_PIXEL
 from sepc_tf.progress import track
 from sepc_tf.runs import Run
 from sepc_tf.visualization import draw_detections, one_per_object
@@ -32,12 +35,21 @@ class Detections:
         scores: `[n]` float32 in 0..1.
         classes: `[n]` int32, index into `names`.
         names: `n` class names.
+        segmentations: of a detector with masks, `n` masks as COCO's compressed RLE, in the size of
+            the image (`sepc_tf.data.segmentations.decode_mask` has the pixels); None of others.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
     names: list[str]
+    segmentations: list[dict] | None = None
+
+    def masks(self) -> list[np.ndarray] | None:
+        """The masks, `n` uint8 `[H, W]` of 0 and 1; None of a detector without."""
+        if self.segmentations is None:
+            return None
+        return [decode_mask(rle, *rle["size"]) for rle in self.segmentations]
 
 
 class Predictor:
@@ -54,6 +66,7 @@ class Predictor:
 
     def __init__(self, run: Run):
         self.categories = run.categories
+        self._convention = run.detector.convention
         self._detect = tf.function(
             functools.partial(detect_images, run.detector, run.config.data),
             autograph=False,
@@ -82,12 +95,20 @@ class Predictor:
             )
         result = {name: value[0].numpy() for name, value in self._detect(image[None]).items()}
         count = int(result["num_detections"])
-        classes = result["classes"][:count]
+        boxes, classes = result["boxes"][:count], result["classes"][:count]
+        segmentations = None
+        if "masks" in result:
+            # `detect_images` has added the last pixel to the boxes of "mmdet1".
+            ends = boxes - np.float32([0, 0, 1, 1]) * LAST_PIXEL[self._convention]
+            segmentations = encode_detections(
+                result["masks"][:count], ends, *image.shape[:2], self._convention
+            )
         return Detections(
-            boxes=result["boxes"][:count],
+            boxes=boxes,
             scores=result["scores"][:count],
             classes=classes,
             names=[self.categories[index]["name"] for index in classes],
+            segmentations=segmentations,
         )
 
 
@@ -150,12 +171,14 @@ def predict_files(
         drawn = detections.scores >= min_score
         if draw_one_per_object:
             drawn &= one_per_object(detections.boxes, detections.scores)
+        masks = detections.masks()
         picture = draw_detections(
             image,
             detections.boxes[drawn],
             detections.classes[drawn],
             scores=detections.scores[drawn],
             names=[category["name"] for category in run.categories],
+            masks=masks and [mask for mask, shown in zip(masks, drawn) if shown],
         )
         file = out_dir / _unused_name(path.stem, used)
         with writing(file):
@@ -172,8 +195,9 @@ def predict_files(
                             "name": run.categories[c]["name"],
                             "score": float(score),
                             "box_xyxy": [float(v) for v in box],
+                            **({"segmentation": d.segmentations[i]} if d.segmentations else {}),
                         }
-                        for box, score, c in zip(d.boxes, d.scores, d.classes)
+                        for i, (box, score, c) in enumerate(zip(d.boxes, d.scores, d.classes))
                     ],
                 }
                 for name, d in found.items()

@@ -8,9 +8,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 MIN_PICTURE_SIDE = 320  # smaller images are enlarged before they are drawn on
+MASK_OPACITY = 0.45  # within its contour
 PANEL_TITLE_HEIGHT = 22
 GAP = 4
 
@@ -21,8 +22,9 @@ def draw_detections(
     labels: np.ndarray | Sequence[int],
     scores: np.ndarray | Sequence[float] | None = None,
     names: Sequence[str] | None = None,
+    masks: Sequence[np.ndarray | None] | None = None,
 ) -> np.ndarray:
-    """Draws boxes with class names and scores on an image.
+    """Draws boxes with class names and scores on an image, over translucent masks with contours.
 
     Each class has its colour. Lines and letters grow with the image, and small images (longer side
     below 320 px) are enlarged by a whole factor first, so that a picture can be read at any size.
@@ -34,6 +36,7 @@ def draw_detections(
         labels: `[n]` integers, 0-based; entries below 0 (padding) are not drawn.
         scores: `[n]` in 0..1; None draws names alone, as for ground truth.
         names: class name of every label; None shows the numbers.
+        masks: n bool or 0/1 `[H, W]` masks, None for an object without; None draws boxes alone.
 
     Returns:
         uint8 `[k H, k W, 3]`, k = 1 unless the image is small.
@@ -51,7 +54,7 @@ def draw_detections(
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     labels = np.asarray(labels, np.int64).reshape(-1)
     shown_scores = None if scores is None else np.asarray(scores, np.float64).reshape(-1)
-    for name, values in (("labels", labels), ("scores", shown_scores)):
+    for name, values in (("labels", labels), ("scores", shown_scores), ("masks", masks)):
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{name}: expected {len(boxes)}, one per box, got {len(values)}")
 
@@ -62,8 +65,11 @@ def draw_detections(
     side = math.sqrt(canvas.width * canvas.height)
     line = max(1, round(side / 260))
     font = _font(max(11, min(48, round(side / 38))))
-    draw = ImageDraw.Draw(canvas)
     order = range(len(boxes)) if shown_scores is None else np.argsort(shown_scores, kind="stable")
+    for index in order if masks is not None else []:
+        if labels[index] >= 0 and masks[index] is not None:
+            _draw_mask(canvas, masks[index], factor, class_colour(int(labels[index])), line)
+    draw = ImageDraw.Draw(canvas)
     for index in order:
         label = int(labels[index])
         if label < 0:
@@ -115,7 +121,8 @@ def prediction_grid(rows: Sequence[tuple], names: Sequence[str] | None = None) -
 
     Args:
         rows: list of (image, prediction, truth): uint8 `[H, W, 3]`; prediction a tuple (boxes,
-            labels, scores), truth a tuple (boxes, labels), as in `draw_detections`.
+            labels, scores), truth a tuple (boxes, labels), each with masks at the end where there
+            are some, as in `draw_detections`.
         names: class name of every label.
 
     Returns:
@@ -130,10 +137,14 @@ def prediction_grid(rows: Sequence[tuple], names: Sequence[str] | None = None) -
         raise ValueError("rows: expected at least one image, got none")
     pictures = [
         (
-            draw_detections(image, prediction[0], prediction[1], prediction[2], names),
-            draw_detections(image, truth[0], truth[1], names=names),
+            draw_detections(image, boxes, labels, scores, names, *masks),
+            draw_detections(image, true_boxes, true_labels, None, names, *true_masks),
         )
-        for image, prediction, truth in rows
+        for (
+            image,
+            (boxes, labels, scores, *masks),
+            (true_boxes, true_labels, *true_masks),
+        ) in rows
     ]
     width = max(left.shape[1] for left, _ in pictures)
     height = PANEL_TITLE_HEIGHT + sum(left.shape[0] + GAP for left, _ in pictures)
@@ -155,6 +166,26 @@ def class_colour(label: int) -> tuple[int, int, int]:
     hue = (0.02 + label * 0.61803398875) % 1.0
     value = (1.0, 0.8)[label // 8 % 2]
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, value))
+
+
+def _draw_mask(canvas, mask, factor, colour, line):
+    """Tints the pixels of a mask, and draws its contour inside of it."""
+    mask = np.asarray(mask, np.uint8)
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return
+    top, left = int(rows[0]), int(columns[0])
+    window = Image.fromarray(255 * mask[top : rows[-1] + 1, left : columns[-1] + 1])
+    window = window.resize(
+        (window.width * factor, window.height * factor), Image.Resampling.NEAREST
+    )
+    # With a rim of zeros, so that the contour closes where the object touches its window.
+    framed = Image.new("L", (window.width + 2 * line, window.height + 2 * line))
+    framed.paste(window, (line, line))
+    within = framed.filter(ImageFilter.MinFilter(2 * line + 1))
+    within = within.crop((line, line, line + window.width, line + window.height))
+    opacity = np.where(np.asarray(within) > 0, MASK_OPACITY, 1.0) * np.asarray(window)
+    canvas.paste(colour, (left * factor, top * factor), Image.fromarray(opacity.astype(np.uint8)))
 
 
 def _draw_box(draw, size, box, text, colour, line, font):

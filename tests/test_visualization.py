@@ -121,3 +121,37 @@ def test_grid_has_predictions_left_and_truth_right():
 )
 def test_one_box_per_object(boxes, scores, kept):
     np.testing.assert_array_equal(one_per_object(boxes, scores), np.array(kept, bool))
+
+
+def test_masks_are_tinted_and_their_contours_are_opaque():
+    mask = np.zeros(GREY.shape[:2], bool)
+    mask[150:250, 120:280] = True
+    boxes = [[100, 120, 300, 350], [400, 300, 450, 350]]
+    picture = draw_detections(GREY, boxes, [3, 4], masks=[mask, None])
+    opaque = has_colour(picture, 3)
+    mixed = np.rint(0.45 * np.array(class_colour(3)) + 0.55 * 128)
+    inside = np.s_[155:245, 125:275]
+    assert (np.abs(picture[inside] - mixed) <= 1).all(), "translucent"
+    assert opaque[[150, 249], 120:280].all(), "the contour is inside of the mask"
+    assert opaque[150:250, [120, 279]].all()
+    untouched = (picture == 128).all(-1)
+    assert untouched[130:149, 110:290].all() and untouched[251:340, 110:290].all()
+    assert untouched[305:345, 405:445].all(), "an object without a mask has its box"
+    empty = draw_detections(GREY, boxes, [3, 4], masks=[np.zeros_like(mask), None])
+    np.testing.assert_array_equal(empty, draw_detections(GREY, boxes, [3, 4]))
+
+
+def test_masks_of_small_images_are_enlarged_with_them():
+    image, mask = np.full((40, 60, 3), 128, np.uint8), np.zeros((40, 60), np.uint8)
+    mask[10:20, 30:60] = 1  # to the border
+    picture = draw_detections(image, [[25, 5, 60, 25]], [1], masks=[mask])
+    factor = picture.shape[0] // 40
+    drawn = (picture != 128).any(-1)
+    tinted = np.zeros_like(drawn)
+    tinted[10 * factor : 20 * factor, 30 * factor :] = True
+    assert drawn[tinted].all() and not drawn[tinted.shape[0] * 3 // 4 :].any()
+
+
+def test_masks_must_be_as_many_as_boxes():
+    with pytest.raises(ValueError, match="masks: expected 2, one per box, got 1"):
+        draw_detections(GREY, [[0, 0, 9, 9]] * 2, [1, 2], masks=[None])

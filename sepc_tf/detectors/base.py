@@ -32,9 +32,11 @@ class Detector(keras.Model):
     Attributes:
         num_classes: as given.
         loss_names: names of the parts of the loss.
+        needs_masks: whether training batches must have the masks of the objects.
     """
 
     loss_names: tuple[str, ...] = ()
+    needs_masks: bool = False
 
     def __init__(self, num_classes: int, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -63,7 +65,8 @@ class Detector(keras.Model):
         Args:
             batch: dict of `images` `[B, H, W, 3]` float32, normalised and padded; `image_sizes`
                 `[B, 2]` int32, height and width without padding; `boxes` `[B, M, 4]` float32 xyxy
-                in pixels of `images` and `labels` `[B, M]` int32, both padded with -1.
+                in pixels of `images` and `labels` `[B, M]` int32, both padded with -1; where
+                `needs_masks` also `bitmaps`, `frames` and `offsets`, see `sepc_tf.ops.bitmaps`.
             training: whether norms and the like are in training mode.
 
         Returns:

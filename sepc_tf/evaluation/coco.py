@@ -1,16 +1,27 @@
-"""COCO's own evaluation: pycocotools, original image ids, original scale, real annotations."""
+"""COCO's own evaluation: pycocotools, original image ids, original scale, real annotations.
+
+Boxes are always measured; masks, COCO's "segm", where the detector has them, and their numbers are
+those of boxes with `segm/` in front: `AP` is of boxes, `segm/AP` of masks.
+"""
 
 import contextlib
+import dataclasses
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from sepc_tf.data.segmentations import encode_mask, segmentation_fault
 from sepc_tf.files import write_json
 from sepc_tf.ops.boxes import LAST_PIXEL
+from sepc_tf.ops.paste import paste_mask
 
+logger = logging.getLogger(__name__)
+
+SEGM = "segm/"  # in front of the names of the numbers of masks
 METRIC_NAMES = (
     "AP",
     "AP50",
@@ -29,7 +40,7 @@ METRIC_NAMES = (
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """The twelve numbers of COCO's box evaluation, in 0..1; -1 where there is nothing to measure.
+    """The twelve numbers of COCO's evaluation, in 0..1; -1 where there is nothing to measure.
 
     Attributes:
         AP, AP50, AP75: average precision over IoU 0.50:0.05:0.95, at 0.50, at 0.75.
@@ -39,6 +50,7 @@ class CocoMetrics:
         per_class: dict from class name to AP, in label order; None for a class without objects.
         at_iou: dict from `mAP@<IoU>` to the average precision at that overlap, for the thresholds
             that were asked for.
+        segm: the `CocoMetrics` of masks beside those of boxes; None where masks are not measured.
     """
 
     AP: float
@@ -55,36 +67,48 @@ class CocoMetrics:
     ARl: float
     per_class: dict
     at_iou: dict = field(default_factory=dict)
+    segm: "CocoMetrics | None" = None
 
     def to_dict(self):
-        """The metrics as one flat dict that can be written as JSON, `per_class` nested in it."""
-        return {**self.summary, "per_class": self.per_class}
+        """The metrics as one flat dict that can be written as JSON.
+
+        `per_class` is nested in it, and those of masks have `segm/` in front of their names.
+        """
+        metrics = {**self.summary, "per_class": self.per_class}
+        return {**metrics, f"{SEGM}per_class": self.segm.per_class} if self.segm else metrics
 
     @property
     def summary(self):
-        """dict of the twelve numbers and those of `at_iou`, without the classes."""
-        return {**{name: getattr(self, name) for name in METRIC_NAMES}, **self.at_iou}
+        """dict of the twelve numbers and those of `at_iou`, then of masks, without the classes."""
+        numbers = {**{name: getattr(self, name) for name in METRIC_NAMES}, **self.at_iou}
+        masks = self.segm.summary if self.segm else {}
+        return {**numbers, **{f"{SEGM}{name}": value for name, value in masks.items()}}
 
     def table(self):
-        """The numbers of `summary` as a `rich.table.Table`."""
-        from rich.table import Table
-
-        table = Table(title="COCO box metrics")
-        table.add_column("metric")
-        table.add_column("%", justify="right")
-        for name, value in self.summary.items():
-            table.add_row(name, _percent(value))
-        return table
+        """The numbers of `summary` as a `rich.table.Table`, masks in a column beside boxes."""
+        numbers = self.summary
+        return self._table(
+            "COCO metrics, %",
+            "metric",
+            {name: value for name, value in numbers.items() if not name.startswith(SEGM)},
+            {name.removeprefix(SEGM): value for name, value in numbers.items()},
+        )
 
     def class_table(self):
         """AP of every class as a `rich.table.Table`."""
+        masks = self.segm.per_class if self.segm else {}
+        return self._table("AP per class, %", "class", self.per_class, masks)
+
+    def _table(self, title, of, boxes, masks):
         from rich.table import Table
 
-        table = Table(title="AP per class")
-        table.add_column("class")
-        table.add_column("AP", justify="right")
-        for name, value in self.per_class.items():
-            table.add_row(name.replace("[", r"\["), _percent(value))
+        table = Table(title=title)
+        table.add_column(of)
+        for column in ("box", "mask") if self.segm else ("box",):
+            table.add_column(column, justify="right")
+        for name, value in boxes.items():
+            cells = [_percent(value)] + ([_percent(masks[name])] if self.segm else [])
+            table.add_row(name.replace("[", r"\["), *cells)
         return table
 
 
@@ -95,13 +119,15 @@ def to_coco_results(detections, dataset, convention="modern"):
         detections: dict of arrays; B images, D detections each:
             `boxes` `[B, D, 4]`, xyxy in pixels of the original image; `scores` `[B, D]`; `classes`
             `[B, D]`, 0-based labels, -1 where padded; `image_ids` `[B]`, -1 for an image that is
-            not to be counted. Further keys are ignored.
+            not to be counted. Of a detector with masks also `masks` `[B, D, n, n]`, probabilities
+            in the boxes, and `original_sizes` `[B, 2]`, height and width of the original images.
+            Further keys are ignored.
         dataset: the `CocoDataset` of the images.
         convention: of the detector; "modern" reports the width x2 - x1, "mmdet1" x2 - x1 + 1.
 
     Returns:
-        A list of dicts `image_id`, `category_id`, `bbox` (x, y, width, height), `score`. Numbers
-        are not rounded.
+        A list of dicts `image_id`, `category_id`, `bbox` (x, y, width, height), `score`, and with
+        masks `segmentation`, COCO's compressed RLE. Numbers are not rounded.
 
     Example:
         >>> results = []
@@ -130,14 +156,48 @@ def to_coco_results(detections, dataset, convention="modern"):
             }
             for box, score, label in zip(boxes_xywh, scores[number, kept], classes[number, kept])
         ]
+        if "masks" in detections:
+            masks = np.asarray(detections["masks"][number])[kept]
+            size = (int(side) for side in detections["original_sizes"][number])
+            rles = encode_detections(masks, boxes[number, kept], *size, convention)
+            for result, rle in zip(results[len(results) - len(rles) :], rles):
+                result["segmentation"] = rle
     return results
 
 
-def evaluate_detections(dataset, results, iou_thresholds: Sequence[float] = ()):
-    """Runs COCO's box evaluation.
+def encode_detections(masks, boxes, height, width, convention="modern"):
+    """The masks of one image's detections as COCO's compressed RLE.
+
+    Args:
+        masks: `[D, n, n]`, probabilities in the boxes.
+        boxes: `[D, 4]`, xyxy in pixels of the image, in the convention.
+        height, width: of the image, pixels.
+        convention: of the detector.
+
+    Returns:
+        A list of D dicts, see `sepc_tf.data.segmentations.encode_mask`.
+
+    Example:
+        >>> encode_detections(np.ones([1, 28, 28]), np.array([[0, 0, 2, 2]]), 3, 3)
+        [{'size': [3, 3], 'counts': '02121004'}]
+    """
+    return [
+        encode_mask(paste_mask(mask, box, height, width, convention))
+        for mask, box in zip(masks, boxes)
+    ]
+
+
+def evaluate_detections(dataset, results, iou_thresholds: Sequence[float] = (), masks=False):
+    """Runs COCO's evaluation of boxes, and of masks.
 
     Detections on crowd regions are neither right nor wrong, as COCO has it. All images of `dataset`
-    count, those without detections too.
+    count, those without detections too. The sizes of COCO's ranges of areas are the annotations'
+    own; for detections, which matter there as false positives, those of the boxes, also where masks
+    are measured. So does pycocotools with results that have both, and so did mmdetection 1; tools
+    that leave the boxes away get other APs, APm and APl for masks, and the same AP.
+
+    Where masks are measured an object without a usable segmentation is a region to be ignored, its
+    box, like a crowd. Where no object has one there are no metrics of masks, and the log says so.
 
     Args:
         dataset: a `CocoDataset`.
@@ -145,12 +205,13 @@ def evaluate_detections(dataset, results, iou_thresholds: Sequence[float] = ()):
             be empty.
         iou_thresholds: further overlaps, each of which gives a number `mAP@<IoU>`: the mean over
             classes of COCO's average precision at that one overlap.
+        masks: whether the results have masks, and these are measured too.
 
     Returns:
         `CocoMetrics`.
 
     Raises:
-        ValueError: a result belongs to no image or category of the data set.
+        ValueError: a result belongs to no image or category of the data set, or has no mask.
 
     Example:
         >>> results = []
@@ -165,7 +226,24 @@ def evaluate_detections(dataset, results, iou_thresholds: Sequence[float] = ()):
         {'mAP@0.33': 1.0}
     """
     found = detections_as_coco(dataset, results)
-    evaluation = accumulated(dataset, found)
+    metrics = _metrics(dataset, found, None, iou_thresholds)
+    if not masks:
+        return metrics
+    for number, result in enumerate(results):
+        if not result.get("segmentation"):
+            raise ValueError(f"results[{number}] has no segmentation; masks cannot be measured")
+    truth = mask_truth(dataset)
+    if truth is None:
+        logger.warning(
+            "%s: its annotations have no segmentations, so masks are not measured", dataset.name
+        )
+        return metrics
+    return dataclasses.replace(metrics, segm=_metrics(dataset, found, truth, iou_thresholds))
+
+
+def _metrics(dataset, found, truth, iou_thresholds):
+    """`CocoMetrics` of boxes, or of masks where `truth` has them (see `accumulated`)."""
+    evaluation = accumulated(dataset, found, truth)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     # Axes: IoU threshold, recall, class, area range (0: all), detections per image (-1: 100).
@@ -179,12 +257,14 @@ def evaluate_detections(dataset, results, iou_thresholds: Sequence[float] = ()):
     return CocoMetrics(
         **{name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats)},
         per_class=per_class,
-        at_iou=_at_iou(dataset, found, iou_thresholds) if len(iou_thresholds) else {},
+        at_iou=_at_iou(dataset, found, truth, iou_thresholds) if len(iou_thresholds) else {},
     )
 
 
-def _at_iou(dataset, found, thresholds):
-    evaluation = accumulated(dataset, found, iouThrs=np.array(thresholds, float), maxDets=[100])
+def _at_iou(dataset, found, truth, thresholds):
+    evaluation = accumulated(
+        dataset, found, truth, iouThrs=np.array(thresholds, float), maxDets=[100]
+    )
     values = {}
     for threshold, precision in zip(thresholds, evaluation.eval["precision"][..., 0, -1]):
         measured = precision[precision > -1]
@@ -192,12 +272,13 @@ def _at_iou(dataset, found, thresholds):
     return values
 
 
-def accumulated(dataset, found, **params):
-    """A `pycocotools.cocoeval.COCOeval` of boxes after `evaluate` and `accumulate`.
+def accumulated(dataset, found, truth=None, **params):
+    """A `pycocotools.cocoeval.COCOeval` after `evaluate` and `accumulate`.
 
     Args:
         dataset: a `CocoDataset`; all its images count.
         found: `detections_as_coco` of its detections.
+        truth: None measures boxes; `mask_truth` of the data set measures masks.
         **params: attributes of `COCOeval.params` that differ from COCO's.
 
     Example:
@@ -208,13 +289,47 @@ def accumulated(dataset, found, **params):
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(dataset.coco, found, "bbox")
+        if truth is None:
+            evaluation = COCOeval(dataset.coco, found, "bbox")
+        else:
+            evaluation = COCOeval(truth, found, "segm")
         evaluation.params.imgIds = [image.image_id for image in dataset.images]
         for name, value in params.items():
             setattr(evaluation.params, name, value)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def mask_truth(dataset):
+    """The annotations as a `pycocotools.coco.COCO` whose segmentations can all be read.
+
+    Args:
+        dataset: a `CocoDataset`.
+
+    Returns:
+        The annotations of its images; one without a usable segmentation is a crowd that fills its
+        box. None where none has one.
+
+    Example:
+        >>> truth = mask_truth(dataset)
+        >>> len(truth.anns) == len(dataset.coco.anns)
+        True
+    """
+    annotations, usable = [], 0
+    for image in dataset.images:
+        for annotation in dataset.coco.imgToAnns[image.image_id]:
+            annotation = dict(annotation)  # pycocotools writes into it
+            if segmentation_fault(annotation.get("segmentation"), image.height, image.width):
+                x, y, width, height = annotation["bbox"]
+                left, right = np.clip([x, x + width], 0, image.width).tolist()
+                top, bottom = np.clip([y, y + height], 0, image.height).tolist()
+                corners = [left, top, right, top, right, bottom, left, bottom]
+                annotation |= {"segmentation": [corners], "iscrowd": 1}
+            else:
+                usable += 1
+            annotations.append(annotation)
+    return _as_coco(dataset, annotations) if usable else None
 
 
 def write_evaluation(directory, metrics, results):
@@ -241,7 +356,8 @@ def detections_as_coco(dataset, results):
 
     Args:
         dataset: the `CocoDataset` of the images.
-        results: list in COCO's result format; may be empty, and is left as it is.
+        results: list in COCO's result format, with masks or without; may be empty, and is left as
+            it is.
 
     Raises:
         ValueError: a result belongs to no image or category of the data set.
@@ -250,8 +366,6 @@ def detections_as_coco(dataset, results):
         >>> len(detections_as_coco(dataset, []).anns)
         0
     """
-    from pycocotools.coco import COCO
-
     # `COCO.loadRes` fails on an empty list and writes into the list it is given.
     annotations = []
     image_ids = {image.image_id for image in dataset.images}
@@ -264,15 +378,22 @@ def detections_as_coco(dataset, results):
             )
         area = result["bbox"][2] * result["bbox"][3]
         annotations.append({**result, "id": number + 1, "area": area, "iscrowd": 0})
-    found = COCO()
-    found.dataset = {
+    return _as_coco(dataset, annotations)
+
+
+def _as_coco(dataset, annotations):
+    """A `pycocotools.coco.COCO` of the images and categories of a data set."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = {
         "images": dataset.coco.dataset["images"],
         "categories": dataset.coco.dataset["categories"],
         "annotations": annotations,
     }
     with contextlib.redirect_stdout(io.StringIO()):
-        found.createIndex()
-    return found
+        coco.createIndex()
+    return coco
 
 
 def _percent(value):

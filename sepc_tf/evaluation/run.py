@@ -9,8 +9,10 @@ import tensorflow as tf
 
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.pipeline import BatchPipeline
+from sepc_tf.data.segmentations import decode_mask, segmentation_fault
 from sepc_tf.errors import DatasetError, UnreadableImageError
 from sepc_tf.evaluation.coco import (
+    SEGM,
     CocoMetrics,
     evaluate_detections,
     to_coco_results,
@@ -70,21 +72,24 @@ class Evaluator:
             step: the training step.
 
         Returns:
-            dict of the 12 COCO numbers and those of `iou_thresholds`.
+            dict of the 12 COCO numbers and those of `iou_thresholds`, of boxes and of masks
+            (`CocoMetrics.summary`).
         """
         results = self.detections()
-        metrics = evaluate_detections(self.dataset, results, self.iou_thresholds).to_dict()
-        per_class = metrics.pop("per_class")
+        metrics = evaluate_detections(
+            self.dataset, results, self.iou_thresholds, self.detector.needs_masks
+        )
         with writer.as_default(step=step):
-            for name, value in metrics.items():
+            for name, value in metrics.summary.items():
                 tf.summary.scalar(f"coco/{name}", value)
-            for name, value in per_class.items():
-                if value is not None:
-                    tf.summary.scalar(f"coco_per_class/{name}", value)
+            for prefix, measured in (("", metrics), (SEGM, metrics.segm)):
+                for name, value in (measured.per_class if measured else {}).items():
+                    if value is not None:
+                        tf.summary.scalar(f"coco_per_class/{prefix}{name}", value)
             for index, picture in enumerate(self.pictures(results)):
                 tf.summary.image(f"predictions_left_truth_right/{index}", picture[None])
         writer.flush()
-        return metrics
+        return metrics.summary
 
     def pictures(self, results):
         """Draws predictions (left) beside the ground truth (right) for the first images.
@@ -110,8 +115,18 @@ class Evaluator:
             boxes = np.array([result["bbox"] for result in shown], np.float32).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             labels = [label_of[result["category_id"]] for result in shown]
-            prediction = (boxes, labels, [result["score"] for result in shown])
-            row = (image, prediction, (record.boxes, record.labels))
+            prediction = [boxes, labels, [result["score"] for result in shown]]
+            truth = [record.boxes, record.labels]
+            if self.detector.needs_masks:
+                size = (record.height, record.width)
+                prediction.append([decode_mask(r["segmentation"], *size) for r in shown])
+                truth.append(
+                    [
+                        None if segmentation_fault(s, *size) else decode_mask(s, *size)
+                        for s in record.segmentations
+                    ]
+                )
+            row = (image, prediction, truth)
             pictures.append(prediction_grid([row], names=self.dataset.class_names))
         return pictures
 
@@ -120,7 +135,8 @@ class Evaluator:
             detections = self.detector.detect(
                 batch["images"], batch["image_sizes"], self.pipeline.frame_sizes(batch)
             )
-            return {**detections, "image_ids": batch["image_ids"]}
+            of_images = {name: batch[name] for name in ("image_ids", "original_sizes")}
+            return {**detections, **of_images}
 
         outputs = self.strategy.run(detect, args=(batch,))
         if self.strategy.num_replicas_in_sync == 1:
@@ -158,7 +174,9 @@ def evaluate_run(
     out_dir = Path(out_dir)
     check_writable(out_dir)
     results = Evaluator(run.detector, dataset, pipeline, run.strategy).detections()
-    metrics = evaluate_detections(dataset, results, run.config.evaluation.iou_thresholds)
+    metrics = evaluate_detections(
+        dataset, results, run.config.evaluation.iou_thresholds, run.detector.needs_masks
+    )
     (out_dir / "origin.json").unlink(missing_ok=True)  # of earlier detections
     write_evaluation(out_dir, metrics, results)
     origin = detections_origin(run.config.detector, run.config.data, run.checkpoint, dataset)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from sepc_tf.data.coco import CocoDataset
-from sepc_tf.evaluation.coco import evaluate_detections, to_coco_results, write_evaluation
+from sepc_tf.data.segmentations import decode_mask, encode_mask
+from sepc_tf.evaluation.coco import (
+    METRIC_NAMES,
+    evaluate_detections,
+    to_coco_results,
+    write_evaluation,
+)
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -59,13 +65,13 @@ def noisy_results(dataset, seed=0):
     return results
 
 
-def pycocotools_metrics(annotations_json, results):
+def pycocotools_metrics(annotations_json, results, kind="bbox"):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations_json))
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -223,3 +229,105 @@ def test_annotations_may_be_numbered_from_zero():
     ]
     dataset = small_dataset(annotations)
     assert pytest.approx(1) == evaluate_detections(dataset, truth_as_results(dataset)).AP
+
+
+# Masks ------------------------------------------------------------------------------------------
+
+
+def noisy_masks(dataset, results):
+    """The true masks of `truth_as_results`, a random part of each shifted away."""
+    rng = np.random.default_rng(1)
+    truth = [a for a in dataset.coco.anns.values() if not a["iscrowd"]]
+    for annotation, result in zip(truth, results):
+        image = dataset.coco.imgs[annotation["image_id"]]
+        mask = decode_mask(annotation["segmentation"], image["height"], image["width"])
+        steps = np.rint(rng.normal(0, 0.08, 2) * np.sqrt(annotation["area"])).astype(int)
+        result["segmentation"] = encode_mask(np.roll(mask, steps, axis=(0, 1)))
+    return results
+
+
+def test_boxes_and_masks_are_pycocotools_own_numbers(coco128, coco128_dir, tmp_path):
+    results = noisy_masks(coco128, noisy_results(coco128))
+    metrics = evaluate_detections(coco128, results, masks=True)
+    assert 0.2 < metrics.segm.AP < 0.9 and metrics.segm.AP != metrics.AP
+    write_evaluation(tmp_path, metrics, results)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    annotations = coco128_dir / "annotations" / "instances_train2017.json"
+    found = str(tmp_path / "detections.json")  # loadRes reads the file itself
+    for prefix, kind in (("", "bbox"), ("segm/", "segm")):
+        numbers = pycocotools_metrics(annotations, found, kind)
+        assert [written[prefix + name] for name in METRIC_NAMES] == list(numbers)
+        measured = [v for v in written[f"{prefix}per_class"].values() if v is not None]
+        assert np.mean(measured) == pytest.approx(written[f"{prefix}AP"])
+    assert set(metrics.summary) == set(written) - {"per_class", "segm/per_class"}
+
+
+def square(x, y, side):
+    return [[x, y, x + side, y, x + side, y + side, x, y + side]]
+
+
+def masked_result(x, y, side, score=0.9, image=10):
+    mask = np.zeros((100, 200), bool)
+    mask[y : y + side, x : x + side] = True
+    result = {"image_id": image, "category_id": 3, "bbox": [x, y, side, side], "score": score}
+    return {**result, "segmentation": encode_mask(mask)}
+
+
+@pytest.mark.parametrize("broken", [None, [], [[1, 2, 3, 4]], {"size": [200, 100], "counts": []}])
+def test_objects_without_a_mask_are_neither_found_nor_missed(broken):
+    of_image = {"image_id": 10, "category_id": 3}
+    masked = {**of_image, "bbox": [10, 10, 40, 40], "segmentation": square(10, 10, 40)}
+    without = {**of_image, "bbox": [100, 10, 40, 40], "segmentation": broken}
+    right, on_the_other = masked_result(10, 10, 40, 0.5), masked_result(100, 10, 40)
+    metrics = evaluate_detections(
+        small_dataset([masked, without]), [right, on_the_other], masks=True
+    )
+    assert pytest.approx([1, 1]) == [metrics.AP, metrics.segm.AP]
+    wrong = masked_result(60, 50, 40)
+    metrics = evaluate_detections(small_dataset([masked, without]), [right, wrong], masks=True)
+    assert pytest.approx(0.5) == metrics.segm.AP
+
+
+def test_without_any_segmentation_there_is_a_note_and_no_number(caplog):
+    dataset = small_dataset([{"image_id": 10, "category_id": 3, "bbox": [10, 10, 40, 40]}])
+    metrics = evaluate_detections(dataset, [masked_result(10, 10, 40)], masks=True)
+    assert pytest.approx(1) == metrics.AP and metrics.segm is None
+    assert "small: its annotations have no segmentations" in caplog.text
+    result = masked_result(10, 10, 40)
+    del result["segmentation"]
+    with pytest.raises(ValueError, match=r"results\[0\] has no segmentation"):
+        evaluate_detections(dataset, [result], masks=True)
+
+
+@pytest.mark.parametrize(("convention", "last_pixel"), [("modern", 0), ("mmdet1", 1)])
+def test_masks_are_pasted_into_the_original_image(convention, last_pixel):
+    dataset = small_dataset([])
+    half = np.tile(np.float32([[1.0] * 14 + [0.0] * 14]), [28, 1])  # the left half of a box
+    batch = {
+        "boxes": np.float32([[[10, 20, 50 - last_pixel, 60 - last_pixel], [0, 0, 0, 0]]]),
+        "scores": np.float32([[0.9, 0]]),
+        "classes": np.array([[1, -1]]),
+        "masks": np.stack([half, np.ones_like(half)])[None],
+        "original_sizes": np.array([[100, 200]]),
+        "image_ids": np.array([10]),
+    }
+    (result,) = to_coco_results(batch, dataset, convention)
+    expected = np.zeros((100, 200), np.uint8)
+    expected[20:60, 10:30] = 1
+    assert result["bbox"] == [10, 20, 40, 40]
+    np.testing.assert_array_equal(decode_mask(result["segmentation"], 100, 200), expected)
+
+
+def test_tables_have_a_column_for_masks():
+    from rich.console import Console
+
+    annotation = {"image_id": 10, "category_id": 3, "bbox": [10, 10, 40, 40]}
+    dataset = small_dataset([{**annotation, "segmentation": square(10, 10, 40)}])
+    metrics = evaluate_detections(dataset, [masked_result(30, 10, 40)], [0.3], masks=True)
+    console = Console(width=60, record=True)
+    console.print(metrics.table(), metrics.class_table())
+    text = console.export_text()
+    rows = {
+        line.split("│")[1].strip(): line.count("│") for line in text.splitlines() if "│" in line
+    }
+    assert {"AP", "mAP@0.3", "ant", "cat"} <= set(rows) and set(rows.values()) == {4}

@@ -7,6 +7,7 @@ from PIL import Image
 
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.pipeline import BatchPipeline
+from sepc_tf.data.segmentations import decode_mask
 from sepc_tf.evaluation.coco import evaluate_detections
 from sepc_tf.evaluation.run import Evaluator
 
@@ -37,6 +38,7 @@ def dataset(tmp_path_factory):
                 "image_id": IMAGE_IDS[index],
                 "category_id": CATEGORY_IDS[index % 2],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
             }
         )
     return CocoDataset.from_content(content, lambda name: (root / name).read_bytes, "grey")
@@ -46,6 +48,7 @@ class Oracle:
     """Answers with the box of the image whose grey level it sees, if it is told its size."""
 
     convention = "modern"
+    needs_masks = True
 
     def detect(self, images, image_sizes, original_sizes):
         index = tf.cast(tf.round(images[:, 0, 0, 0] / 20.0), tf.int32)
@@ -59,6 +62,7 @@ class Oracle:
             "scores": tf.stack([tf.ones_like(boxes[:, 0]), padding[:, 0]], axis=1),
             "classes": tf.stack([index % 2, tf.fill(tf.shape(index), -1)], axis=1),
             "num_detections": tf.ones_like(index),
+            "masks": tf.ones([tf.shape(index)[0], 2, 28, 28]),
         }
 
 
@@ -84,6 +88,20 @@ def test_known_truth_gives_ap_1_in_original_pixels(dataset, two_replicas, replic
         x1, y1, x2, y2 = box_of(index)
         np.testing.assert_allclose(result["bbox"], [x1, y1, x2 - x1, y2 - y1], atol=1e-4)
         assert result["category_id"] == CATEGORY_IDS[index % 2]
+        mask = decode_mask(result["segmentation"], *SIZES[index])
+        rows, columns = (np.arange(side) + 0.5 for side in SIZES[index])
+        inside = np.outer((rows > y1) & (rows < y2), (columns > x1) & (columns < x2))
+        sure = columns != x1  # float32 decides whether a pixel's centre on the side is inside
+        np.testing.assert_array_equal(mask[:, sure], inside[:, sure])
     metrics = evaluate_detections(dataset, results)
     assert pytest.approx(1) == metrics.AP
     assert metrics.per_class == pytest.approx({"3": 1.0, "18": 1.0})
+    if replicas == 1 and batch_size == 4:  # once: the graph is traced already
+        logged = evaluator.evaluate_and_log(tf.summary.create_noop_writer(), step=3)
+        assert pytest.approx(1) == logged["AP"] and logged["segm/AP"] > 0.8
+        assert all(np.isscalar(value) for value in logged.values())
+        # Of a grey picture the pixels of the masks have their class's colour, on both sides.
+        picture = evaluator.pictures(results)[0].astype(int)
+        tinted = np.ptp(picture, axis=-1) > 20
+        assert tinted[:, : picture.shape[1] // 2].mean() > 0.15
+        assert tinted[:, picture.shape[1] // 2 :].mean() > 0.15
