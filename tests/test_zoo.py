@@ -113,6 +113,7 @@ def test_every_other_neck_in_every_dense_detector(detector_type, variant, neck, 
         check_export(detector, tmp_path)
 
 
+@pytest.mark.same_on_both_stacks
 @pytest.mark.parametrize("neck", [neck for neck in NECKS if neck not in ("fpn", "pconv")])
 def test_a_two_stage_detector_behind_every_other_neck(neck):
     """A step and detections; `MODELS` has FPN and PConv, with saving and exporting."""
@@ -186,7 +187,13 @@ NORMALISED = {
 
 @pytest.mark.parametrize(
     ("detector_type", "neck"),
-    [*[(name, None) for name in DETECTORS], *[("retinanet", neck) for neck in NORMALISED]],
+    [
+        *[(name, None) for name in DETECTORS],
+        *[
+            pytest.param("retinanet", neck, marks=pytest.mark.same_on_both_stacks)
+            for neck in NORMALISED
+        ],
+    ],
 )
 def test_a_step_on_two_replicas_equals_one_device(detector_type, neck, two_replicas):
     def trained(strategy):
