@@ -146,7 +146,9 @@ def _check_values(config, path):
         )
     for key in ("mean", "std"):
         if len(getattr(config.data, key)) != 3:
-            raise ConfigError(f"{path}: data.{key}: expected three numbers (red, green, blue)")
+            raise ConfigError(
+                f"{path}: data.{key}: expected three numbers, in the order of data.channel_order"
+            )
     if config.train.strategy == "mirrored" and config.train.batch_size < config.train.cpu_replicas:
         raise ConfigError(
             f"{path}: train.batch_size: {config.train.batch_size} images cannot be split over "

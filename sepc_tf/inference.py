@@ -40,6 +40,7 @@ def detect_images(detector: Detector, data: DataConfig, images: tf.Tensor) -> di
         long_side=data.long_side,
         mean=data.mean,
         std=data.std,
+        channel_order=data.channel_order,
     )
     size = tf.shape(resized)[1:3]
     frame = frame_sizes(

@@ -136,7 +136,9 @@ def _train(config, run_dir, termination, on_exit):
     detector_config = dataclasses.replace(config.detector, backbone=backbone)
     schedule = make_schedule(config.train, state.steps_per_epoch)
     with strategy.scope():
-        detector = build_detector(detector_config, train_set.num_classes, config.data.size_divisor)
+        detector = build_detector(
+            detector_config, train_set.num_classes, config.data.size_divisor, config.train.seed
+        )
         optimizer = make_optimizer(config.train.optimizer, schedule)
         detector.compile(
             optimizer=optimizer,
@@ -144,6 +146,8 @@ def _train(config, run_dir, termination, on_exit):
             weight_decay=0.0
             if config.train.optimizer.decoupled_weight_decay
             else config.train.optimizer.weight_decay,
+            bias_lr_mult=config.train.optimizer.bias_lr_mult,
+            bias_decay_mult=config.train.optimizer.bias_decay_mult,
             jit_compile=config.train.jit_compile,
         )
 

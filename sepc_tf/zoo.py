@@ -99,13 +99,16 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
     return dataclasses.replace(config, options=options, necks=necks)
 
 
-def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int = 32) -> Detector:
+def build_detector(
+    config: DetectorConfig, num_classes: int, size_divisor: int = 32, seed: int = 0
+) -> Detector:
     """Builds the detector that a config describes, with freshly initialised weights.
 
     Args:
         config: the settings.
         num_classes: number of object classes (without background).
         size_divisor: what padded image sides are multiples of (`data.size_divisor`).
+        seed: what a training samples depends on it and the step (`train.seed`).
 
     Returns:
         A `sepc_tf.detectors.Detector`, all weights created.
@@ -123,7 +126,7 @@ def build_detector(config: DetectorConfig, num_classes: int, size_divisor: int =
     config = check_detector(config)
     cls = DETECTORS[config.type]
     if issubclass(cls, RPN):
-        between = {"filters": config.head.filters}
+        between = {"filters": config.head.filters, "sampling_seed": seed}
     else:
         between = {"towers": build_towers(config.head, config.convention)}
     try:

@@ -113,6 +113,27 @@ def test_every_other_neck_in_every_dense_detector(detector_type, variant, neck, 
         check_export(detector, tmp_path)
 
 
+@pytest.mark.same_on_both_stacks
+@pytest.mark.parametrize("neck", [neck for neck in NECKS if neck not in ("fpn", "pconv")])
+def test_a_two_stage_detector_behind_every_other_neck(neck):
+    """A step and detections; `MODELS` has FPN and PConv, with saving and exporting."""
+    necks = [{**part} for part in OTHER_NECKS[neck]]
+    if neck in ("pafpn", "bfp"):
+        necks[0] |= {"min_level": 2, "extra_levels": "pool"}
+    config = tiny("faster_rcnn", "pconv", score_threshold=0.0)
+    config.necks = necks
+    keras.utils.set_random_seed(0)
+    detector = build_detector(config, num_classes=3)
+    detector.compile(keras.optimizers.SGD(0.01))
+    before = {name: v.numpy() for name, v in named_variables(detector).items()}
+    logs = detector.train_step(batch())
+    assert float(logs["non_finite"]) == 0.0 and float(logs["box"]) > 0.0
+    kernels = [n for n in before if n.endswith("kernel") and not n.startswith(("backbone", "head"))]
+    moved = [n for n in kernels if (before[n] != named_variables(detector)[n].numpy()).any()]
+    assert moved and {n.split("/")[0] for n in moved} == {n.split("/")[0] for n in kernels}
+    assert int(detector.predict_step(batch())["num_detections"][0]) > 0
+
+
 def check_learning_prediction_and_saving(config, tmp_path):
     """Builds a detector, trains a step, predicts; saved and loaded it finds the same."""
     keras.utils.set_random_seed(0)
@@ -155,13 +176,32 @@ def check_export(detector, tmp_path):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("detector_type", DETECTORS)
-def test_a_step_on_two_replicas_equals_one_device(detector_type, two_replicas):
+NORMALISED = {
+    "nas_fpn": [{"type": "nas_fpn", "num_cells": 1}],
+    "pconv_ibn": [
+        {"type": "fpn"},
+        {"type": "pconv", "num_convs": 1, "normalization": "integrated"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("detector_type", "neck"),
+    [
+        *[(name, None) for name in DETECTORS],
+        *[
+            pytest.param("retinanet", neck, marks=pytest.mark.same_on_both_stacks)
+            for neck in NORMALISED
+        ],
+    ],
+)
+def test_a_step_on_two_replicas_equals_one_device(detector_type, neck, two_replicas):
     def trained(strategy):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             variant = "pconv" if detector_type in TWO_STAGE else "baseline"
-            detector = build_detector(tiny(detector_type, variant), num_classes=3)
+            options = {"necks": NORMALISED[neck]} if neck else {}
+            detector = build_detector(tiny(detector_type, variant, **options), num_classes=3)
             detector.compile(keras.optimizers.SGD(0.01), clip_norm=35.0, weight_decay=1e-4)
         data = tf.data.Dataset.from_tensors(batch()).with_options(unsharded())
         detector.fit(data, verbose=0)

@@ -58,6 +58,9 @@ class DataConfig:
     test_short_side: int = setting(800, at_least=1)
     flip_probability: float = setting(0.5, at_least=0, at_most=1)
     augmentation: AugmentationConfig = setting(AugmentationConfig())
+    # what the network sees; networks from Caffe were trained with bgr
+    channel_order: str = setting("rgb", choices=("rgb", "bgr"))
+    # grey levels, in the order of channel_order
     mean: list[float] = setting([123.675, 116.28, 103.53])
     std: list[float] = setting([58.395, 57.12, 57.375], above=0)
     size_divisor: int = setting(32, at_least=1)

@@ -19,6 +19,7 @@ from sepc_tf.data.augment import augment, check_augmentation
 from sepc_tf.data.config import AugmentationConfig
 from sepc_tf.data.preprocess import (
     frame_sizes,
+    in_channel_order,
     pad_to_multiple,
     preprocess_image,
     resized_size,
@@ -65,9 +66,10 @@ class BatchPipeline:
     kind is filled up from the start of the epoch's order, in evaluation with repeated images whose
     `image_ids` are -1. A batch is a dict:
 
-    - `images` `[B, H, W, 3]`, RGB, zero-padded at the bottom and the right to the largest image of
-      the batch and a multiple of `size_divisor`: in evaluation float32, normalised; in training
-      uint8, which `Detector` normalises itself (`sepc_tf.ops.pixels.normalized_batch`);
+    - `images` `[B, H, W, 3]`, channels in `channel_order`, zero-padded at the bottom and the right
+      to the largest image of the batch and a multiple of `size_divisor`: in evaluation float32,
+      normalised; in training uint8, which `Detector` normalises itself
+      (`sepc_tf.ops.pixels.normalized_batch`);
     - `pixel_mean`, `pixel_std` float32 `[B, 3]`, in training: what to normalise with;
     - `image_sizes` int32 `[B, 2]`, height and width without the padding;
     - `original_sizes` int32 `[B, 2]`, height and width before resizing: of the file's image, or of
@@ -99,7 +101,8 @@ class BatchPipeline:
         scale_mode: "range" draws a whole number from low..high inclusive, "value" one of the list.
         flip_probability: of mirroring an image left to right in training.
         augmentation: `AugmentationConfig` of what else happens to images in training.
-        mean, std: three numbers each, in grey levels, RGB.
+        mean, std: three numbers each, in grey levels, in the order of `channel_order`.
+        channel_order: "rgb" or "bgr", in which the network sees the channels.
         size_divisor: what padded heights and widths are multiples of.
         convention: "modern" or "mmdet1"; the detector's.
         masks: whether batches have the masks of the objects; the data set must hold no broken
@@ -133,6 +136,7 @@ class BatchPipeline:
         augmentation=None,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+        channel_order="rgb",
         size_divisor=32,
         convention="modern",
         masks=False,
@@ -164,6 +168,7 @@ class BatchPipeline:
         _check(0 <= flip_probability <= 1, "flip_probability", "within 0..1", flip_probability)
         _check(len(mean) == 3, "mean", "three numbers", mean)
         _check(len(std) == 3 and min(std) > 0, "std", "three positive numbers", std)
+        _check(channel_order in ("rgb", "bgr"), "channel_order", "'rgb' or 'bgr'", channel_order)
         _check(size_divisor >= 1, "size_divisor", ">= 1", size_divisor)
         _check(convention in LAST_PIXEL, "convention", f"one of {sorted(LAST_PIXEL)}", convention)
         _check(unreadable in ("skip", "stop"), "unreadable", "'skip' or 'stop'", unreadable)
@@ -178,6 +183,7 @@ class BatchPipeline:
         self.augmentation = augmentation or AugmentationConfig()
         check_augmentation(self.augmentation)
         self.mean, self.std = tuple(mean), tuple(std)
+        self.channel_order = channel_order
         self.size_divisor = size_divisor
         self.convention = convention
         self.masks = masks
@@ -373,12 +379,14 @@ class BatchPipeline:
             )
             image.set_shape([None, None, 3])
             images = {
-                "images": image,
+                "images": in_channel_order(image, self.channel_order),
                 "pixel_mean": tf.constant(self.mean, tf.float32),
                 "pixel_std": tf.constant(self.std, tf.float32),
             }
         else:
-            image = preprocess_image(pixels, short_side, self.long_side, self.mean, self.std)
+            image = preprocess_image(
+                pixels, short_side, self.long_side, self.mean, self.std, self.channel_order
+            )
             images = {"images": pad_to_multiple(image, self.size_divisor)}
 
         last = LAST_PIXEL[self.convention]
@@ -439,8 +447,9 @@ class BatchPipeline:
             boxes, objects = record.boxes, np.arange(len(record.boxes))
             window, place = np.array([0, 0, record.width, record.height]), np.zeros(2, int)
             if self.training:
+                grey = in_channel_order(np.rint(self.mean), self.channel_order)  # as RGB
                 pixels, boxes, objects, window, place = augment(
-                    pixels, boxes, self.augmentation, seed, np.rint(self.mean)
+                    pixels, boxes, self.augmentation, seed, grey
                 )
             stands_in = candidate != index and not self.training
             image_id = record.image_id if counted and not stands_in else -1

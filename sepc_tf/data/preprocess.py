@@ -74,7 +74,24 @@ def _scaled(sizes, short_side, long_side):
     )
 
 
-def preprocess_image(image_uint8, short_side, long_side, mean, std):
+def in_channel_order(images, channel_order):
+    """RGB images as a network sees them: as they are, or with the channels reversed.
+
+    Args:
+        images: `[..., 3]`, RGB; an array or a tensor.
+        channel_order: "rgb" or "bgr" (`data.channel_order`).
+
+    Returns:
+        the same type and shape.
+
+    Example:
+        >>> in_channel_order(np.array([1, 2, 3]), "bgr")
+        array([3, 2, 1])
+    """
+    return images[..., ::-1] if channel_order == "bgr" else images
+
+
+def preprocess_image(image_uint8, short_side, long_side, mean, std, channel_order="rgb"):
     """Resizes keeping the aspect ratio, bilinearly, and normalises: `(resize(x) - mean) / std`.
 
     Pixel centres are at half-integers and nothing is smoothed before shrinking, as in OpenCV's
@@ -85,7 +102,8 @@ def preprocess_image(image_uint8, short_side, long_side, mean, std):
     Args:
         image_uint8: `[H, W, 3]` or `[B, H, W, 3]` RGB, uint8 (any real dtype works).
         short_side, long_side: see `resized_size`, pixels.
-        mean, std: three numbers each, in grey levels (0..255), RGB order.
+        mean, std: three numbers each, in grey levels (0..255), in the order of `channel_order`.
+        channel_order: of the result, see `in_channel_order`.
 
     Returns:
         float32 `[h, w, 3]` or `[B, h, w, 3]`, not padded.
@@ -98,7 +116,7 @@ def preprocess_image(image_uint8, short_side, long_side, mean, std):
     shape = tf.shape(image_uint8)
     size = resized_size(shape[-3], shape[-2], short_side, long_side)
     resized = tf.image.resize(image_uint8, size, method="bilinear", antialias=False)
-    return normalize(resized, mean, std)
+    return normalize(in_channel_order(resized, channel_order), mean, std)
 
 
 def training_image(image_uint8, size, flip, divisor):

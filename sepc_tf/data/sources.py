@@ -118,6 +118,7 @@ def _common_options(config):
         "long_side": data.long_side,
         "mean": data.mean,
         "std": data.std,
+        "channel_order": data.channel_order,
         "size_divisor": data.size_divisor,
         "convention": config.detector.convention,
         "unreadable": data.corrupt_images,

@@ -43,6 +43,7 @@ class Detector(keras.Model):
         self.num_classes = num_classes
         self.clip_norm = None
         self.weight_decay = 0.0
+        self.bias_lr_mult = self.bias_decay_mult = 1.0
         self._step_metrics = _StepMetrics(self.loss_names)
 
     # ---------------------------------------------------------------- the contract
@@ -103,8 +104,9 @@ class Detector(keras.Model):
         """One update: losses, gradients summed over replicas, clipped, decayed, applied.
 
         With g the gradient of the sum of the loss parts over the whole batch:
-        `g <- g min(1, clip_norm / |g|)`, then `g <- g + weight_decay w` (as PyTorch's SGD), then
-        the optimizer. If the loss or a gradient is not finite the step leaves no trace in weights,
+        `g <- g min(1, clip_norm / |g|)`, then `g <- g + weight_decay w` (as PyTorch's SGD), of
+        biases `g <- bias_lr_mult (g + bias_decay_mult weight_decay w)`, then the optimizer. If the
+        loss or a gradient is not finite the step leaves no trace in weights,
         statistics or optimizer (except that a loss scale is lowered).
 
         Args:
@@ -142,11 +144,7 @@ class Detector(keras.Model):
         if self.clip_norm is not None:
             factor = self.clip_norm / tf.maximum(norm, self.clip_norm)
             gradients = [g * factor for g in gradients]
-        if self.weight_decay:
-            gradients = [
-                g + self.weight_decay * tf.cast(tf.convert_to_tensor(v), g.dtype)
-                for g, v in zip(gradients, variables)
-            ]
+        gradients = [self._decayed(g, v) for g, v in zip(gradients, variables)]
         finite = tf.math.is_finite(losses["loss"]) & tf.math.is_finite(norm)
         self._apply_or_undo(finite, gradients, variables, statistics, before)
 
@@ -160,6 +158,13 @@ class Detector(keras.Model):
             **self._step_metrics.update(losses, norm, weight),
             "non_finite": 1.0 - tf.cast(sound, tf.float32),
         }
+
+    def _decayed(self, gradient, variable):
+        is_bias = variable.name.rpartition("/")[2].partition(":")[0] == "bias"
+        decay = self.weight_decay * (self.bias_decay_mult if is_bias else 1.0)
+        if decay:
+            gradient += decay * tf.cast(tf.convert_to_tensor(variable), gradient.dtype)
+        return gradient * self.bias_lr_mult if is_bias else gradient
 
     def make_train_function(self, force=False):
         """Keras' own, but for several workers on Keras 3; see `compat.several_workers_function`."""
@@ -236,7 +241,15 @@ class Detector(keras.Model):
         return None
 
     def compile(
-        self, optimizer="sgd", *, clip_norm=None, weight_decay=0.0, jit_compile=False, **kwargs
+        self,
+        optimizer="sgd",
+        *,
+        clip_norm=None,
+        weight_decay=0.0,
+        bias_lr_mult=1.0,
+        bias_decay_mult=1.0,
+        jit_compile=False,
+        **kwargs,
     ):
         """Sets how `fit` trains. The losses are the detector's own.
 
@@ -246,6 +259,10 @@ class Detector(keras.Model):
             weight_decay: L2 penalty as in PyTorch's SGD: `weight_decay * w` is added to the clipped
                 gradient of every trainable weight. (Decoupled decay is the optimizer's own
                 `weight_decay`.)
+            bias_lr_mult: learning rate of biases over that of other weights, with SGD: their
+                gradients are multiplied by it. Biases are those of convolutions and dense layers,
+                not the beta of norms.
+            bias_decay_mult: `weight_decay` of biases over that of other weights.
             jit_compile: compile the train step with XLA (one device or GPUs; static image sizes).
             **kwargs: `run_eagerly`, `steps_per_execution`.
 
@@ -263,8 +280,9 @@ class Detector(keras.Model):
         unknown = set(kwargs) - {"run_eagerly", "steps_per_execution"}
         if unknown:
             raise ValueError(
-                "compile takes optimizer, clip_norm, weight_decay, jit_compile, run_eagerly, "
-                f"steps_per_execution (the losses are the detector's own); got {sorted(unknown)}"
+                "compile takes optimizer, clip_norm, weight_decay, bias_lr_mult, bias_decay_mult, "
+                "jit_compile, run_eagerly, steps_per_execution (the losses are the detector's "
+                f"own); got {sorted(unknown)}"
             )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
         for clipping in ("clipnorm", "clipvalue", "global_clipnorm"):
@@ -275,6 +293,8 @@ class Detector(keras.Model):
                 )
         self.clip_norm = clip_norm
         self.weight_decay = weight_decay
+        self.bias_lr_mult = bias_lr_mult
+        self.bias_decay_mult = bias_decay_mult
         # Every replica returns the same numbers; "sum", Keras 2's choice, would add them up.
         self.distribute_reduction_method = "first"
         compat.prepare_optimizer(self.optimizer, self.trainable_variables)
@@ -286,6 +306,8 @@ class Detector(keras.Model):
             "optimizer": keras.saving.serialize_keras_object(self.optimizer),
             "clip_norm": self.clip_norm,
             "weight_decay": self.weight_decay,
+            "bias_lr_mult": self.bias_lr_mult,
+            "bias_decay_mult": self.bias_decay_mult,
             "jit_compile": bool(self.jit_compile),
         }
 

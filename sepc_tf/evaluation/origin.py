@@ -13,7 +13,7 @@ from sepc_tf.data.fingerprint import fingerprint
 from sepc_tf.detectors.config import DetectorConfig
 from sepc_tf.files import read_json
 
-RESIZING = ("test_short_side", "long_side", "mean", "std", "size_divisor")
+RESIZING = ("test_short_side", "long_side", "channel_order", "mean", "std", "size_divisor")
 
 
 def detections_origin(

@@ -14,7 +14,7 @@ def normalize(images: tf.Tensor, mean: tf.Tensor, std: tf.Tensor) -> tf.Tensor:
 
     Args:
         images: `[..., H, W, 3]` of any real dtype, grey levels.
-        mean, std: three numbers each, grey levels.
+        mean, std: three numbers each, grey levels, in the order of the channels.
 
     Returns:
         float32 `[..., H, W, 3]`.

@@ -82,7 +82,7 @@ def random_of_step(
 
     Args:
         shape: (B, N) of this replica's share of the batch, ints or int32 scalars.
-        seed: any int.
+        seed: any int of 64 bits.
         step: number of the training step, int or integer scalar.
         replicas: number of replicas; each has as many images.
         replica: number of this one, int or int32 scalar.
@@ -97,6 +97,6 @@ def random_of_step(
         True
     """
     batch, number = shape
-    seeds = tf.stack([tf.constant(seed, tf.int32), tf.cast(step, tf.int32)])
+    seeds = tf.stack([tf.constant(seed, tf.int64), tf.cast(step, tf.int64)])
     whole = tf.random.stateless_uniform([batch * replicas, number], seeds)
     return tf.reshape(whole, [replicas, batch, number])[replica]

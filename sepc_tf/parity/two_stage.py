@@ -33,7 +33,8 @@ from sepc_tf.parity.comparing import (
 from sepc_tf.parity.dense import padded_batch, split_levels
 from sepc_tf.parity.fusion import neck_config
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
-from sepc_tf.parity.modules import COARSE_TOLERANCE, compare_float32_gradients
+from sepc_tf.parity.kinks import DoubtfulGradients, compare_doubtful_gradients, recorded_relus
+from sepc_tf.parity.modules import compare_float32_gradients
 from sepc_tf.parity.networks import backbone_config
 from sepc_tf.zoo import build_detector
 
@@ -645,128 +646,119 @@ def faster_rcnn_of(case) -> FasterRCNN:
     return detector
 
 
-def check_step(case, comparison: Comparison) -> None:
-    """A training step with given proposals and samples: everything up to all gradients."""
-    detector = faster_rcnn_of(case)
-    batch = padded_boxes(case)
-    batch["image_sizes"] = tf.constant([m["img_shape"][:2] for m in case.config["img_metas"]])
-    proposals, present = padded([case.data[f"in.proposals.{i}"][:, :4] for i in images_of(case)])
-    candidates, matches = detector.stage.candidates(tf.constant(proposals), present, batch)
-    most = batch["boxes"].shape[1]
-    rows, here = given_samples(case, "rcnn_")
-    rows = behind_padding(case, rows, most)
-    samples = detector.stage.samples(candidates, matches, rows, tf.constant(here), batch)
-    rpn_rows, rpn_here = given_samples(case, "rpn_")
-    names = mmdet_names(detector)
-    variables = {
-        names[path]: compat.variable_value(variable)
-        for path, variable in named_variables(detector).items()
-        if variable.trainable
-    }
+class Step:
+    """A training step of the whole detector, with the proposals and samples that the case gives.
 
-    @tf.function(autograph=False)
-    def run(images):
-        with tf.GradientTape() as tape:
-            pyramid, outputs = detector.pyramid_and_outputs(images, training=True)
-            targets = detector.label_anchors(outputs, batch)
-            losses = detector.losses_of_sample(outputs, targets, rpn_rows, rpn_here)
-            heads = detector.stage(pyramid, samples["boxes"], samples["present"])
-            losses |= detector.stage.losses(heads, samples)
-            total = tf.add_n([*losses.values()])
-        inside = detector.learnable_anchors(outputs, batch["image_sizes"])
-        gradients = tape.gradient(total, [*variables.values()])
-        return pyramid, outputs, targets["matches"], inside, heads, losses, total, gradients
+    Args:
+        case: as in `check_case`.
+        dtype: "float32" or "float64".
 
-    def gradients_of(results):
-        axes = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": (0,)}
+    Attributes:
+        detector: with the case's weights.
+        variables: dict of the golden key of a gradient -> trainable variable.
+        axes: dict of that key -> the permutation from our layout to the authors'.
+        images: `[B, H, W, 3]`.
+        present, matches, most: which proposals are real `[B, P]`, what [objects; proposals] are
+            matched to `[B, M + P]`, and M.
+        samples, here: of the second stage, see `RoIStage`, and `[B, S]` which are real.
+    """
+
+    def __init__(self, case, dtype: str = "float32") -> None:
+        before = keras.mixed_precision.global_policy()
+        keras.mixed_precision.set_global_policy(dtype)
+        try:
+            self.detector = faster_rcnn_of(case)
+        finally:
+            keras.mixed_precision.set_global_policy(before)
+        self.names = mmdet_names(self.detector)
+        self.variables, self.axes = {}, {}
+        for path, variable in named_variables(self.detector).items():
+            if variable.trainable:
+                key, layout = self.names[path]
+                self.variables[f"out.grad.{key}"] = compat.variable_value(variable)
+                axes = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": (0,)}[layout]
+                self.axes[f"out.grad.{key}"] = axes
+        self.images = tf.cast(nhwc(case.inputs()[f"{case.name}.img"]), dtype)
+        self.batch = padded_boxes(case)
+        self.batch["image_sizes"] = tf.constant(
+            [m["img_shape"][:2] for m in case.config["img_metas"]]
+        )
+        proposals, self.present = padded(
+            [case.data[f"in.proposals.{i}"][:, :4] for i in images_of(case)]
+        )
+        stage = self.detector.stage
+        candidates, self.matches = stage.candidates(
+            tf.constant(proposals), self.present, self.batch
+        )
+        self.most = self.batch["boxes"].shape[1]
+        rows, self.here = given_samples(case, "rcnn_")
+        rows = behind_padding(case, rows, self.most)
+        self.samples = stage.samples(
+            candidates, self.matches, rows, tf.constant(self.here), self.batch
+        )
+        self.rpn_samples = given_samples(case, "rpn_")
+
+    def forward(self) -> dict:
+        """The maps, the outputs of both stages, the losses, and `total`, the sum of these."""
+        detector, samples = self.detector, self.samples
+        pyramid, outputs = detector.pyramid_and_outputs(self.images, training=True)
+        targets = detector.label_anchors(outputs, self.batch)
+        losses = detector.losses_of_sample(outputs, targets, *self.rpn_samples)
+        heads = detector.stage(pyramid, samples["boxes"], samples["present"])
+        losses |= detector.stage.losses(heads, samples)
         return {
-            f"out.grad.{key}": np.transpose(gradient, axes[layout])
-            for (key, layout), gradient in zip(variables, results[-1])
+            "pyramid": pyramid,
+            "outputs": outputs,
+            "anchor_matches": targets["matches"],
+            "inside": detector.learnable_anchors(outputs, self.batch["image_sizes"]),
+            "heads": heads,
+            "losses": losses,
+            "total": tf.add_n([*losses.values()]),
         }
 
-    images = nhwc(case.inputs()[f"{case.name}.img"])
-    results = run(images)
-    pyramid, outputs, anchor_matches, inside, heads, losses, total, _ = results
-    compare_first_stage(comparison, pyramid, outputs)
+
+def check_step(case, comparison: Comparison) -> None:
+    """A training step with given proposals and samples: everything up to all gradients."""
+    step = Step(case)
+
+    @tf.function(autograph=False)
+    def run():
+        with tf.GradientTape() as tape, recorded_relus() as relus:
+            results = step.forward()
+        return results, tape.gradient(results["total"], step.variables), [x for x, _ in relus]
+
+    results, gradients, relu_inputs = run()
+    compare_first_stage(comparison, results["pyramid"], results["outputs"])
     for i in images_of(case):
-        codes = np.where(inside[i], their_codes(anchor_matches[i].numpy()), -2)
-        comparison.equal(f"out.rpn_gt_inds.{i}", codes)
-        own = matches[i, most : most + present[i].sum()].numpy()
+        codes = their_codes(results["anchor_matches"][i].numpy())
+        comparison.equal(f"out.rpn_gt_inds.{i}", np.where(results["inside"][i], codes, -2))
+        own = step.matches[i, step.most : step.most + step.present[i].sum()].numpy()
         comparison.equal(f"out.rcnn_gt_inds.{i}", their_codes(own))
-    logits, boxes = (heads[name].numpy()[here] for name in ("classes", "boxes"))
+    logits, boxes = (results["heads"][name].numpy()[step.here] for name in ("classes", "boxes"))
     comparison.output("out.cls_score", logits)
     comparison.output("out.bbox_pred", boxes.reshape(len(boxes), -1))
-    compare_samples(case, comparison, samples)
+    compare_samples(case, comparison, step.samples)
+    losses = results["losses"]
     compare_sums(case, comparison, losses["rpn_classification"], "out.loss_rpn_cls")
     compare_sums(case, comparison, losses["rpn_box"], "out.loss_rpn_bbox")
     comparison.output("out.loss_cls", losses["classification"])
     comparison.output("out.loss_bbox", losses["box"])
-    comparison.output("out.loss", total)
-    compare_accuracy(comparison, logits, samples["columns"].numpy()[here])
-    for path, variable in named_variables(detector).items():
-        key = f"out.new.{names[path][0]}"
+    comparison.output("out.loss", results["total"])
+    compare_accuracy(comparison, logits, step.samples["columns"].numpy()[step.here])
+    for path, variable in named_variables(step.detector).items():
+        key = f"out.new.{step.names[path][0]}"
         if key in case.output_specs:
             comparison.output(key, variable.numpy())
-    compare_gradients_with_kinks(
-        case, comparison, gradients_of(results), lambda noise: gradients_of(run(images + noise))
-    )
 
+    def in_float64():
+        exact = Step(case, "float64")
+        return DoubtfulGradients(
+            exact.variables, exact.axes, lambda: exact.forward()["total"], relu_inputs
+        )
 
-def compare_gradients_with_kinks(case, comparison, gradients, moved_by, runs: int = 6) -> None:
-    """Compares gradients through ReLUs, whose kinks two right float32 programs pass differently.
-
-    A gradient that misses the tolerance is computed again from images that are moved by about as
-    much as float32 rounds. What is stored must then lie, element by element, between the smallest
-    and the largest of these gradients, to the same tolerance; of what is stored as statistics only,
-    those of one of them must fit. What misses even then must lie within `COARSE_TOLERANCE`.
-
-    Args:
-        case, comparison: as in `check_case`.
-        gradients: dict of key -> our gradient.
-        moved_by: function of noise `[B, H, W, 3]` that returns the gradients of moved images.
-        runs: how many noises are tried.
-    """
-    # The gradient of a bias in front of a batch norm is 0 but for rounding: compared in units of
-    # the gradients of the other biases.
-    zeros = {key for key in gradients if before_batch_norm(key, gradients)}
-    biases = [np.abs(g).max() for key, g in gradients.items() if g.ndim == 1 and key not in zeros]
-    errors = {
-        key: comparison.output_error(key, gradient, max(biases) if key in zeros else 0.0)
-        for key, gradient in gradients.items()
-    }
-    missed = [key for key, error in errors.items() if not error <= comparison.tolerance]
-    for key in errors.keys() - set(missed):
-        comparison.record(key, errors[key])
-    if not missed:
-        return
-    (shape,) = [shape for name, shape, _ in case.input_specs if name == f"{case.name}.img"]
-    rng = np.random.default_rng(0)
-    moved = [gradients]
-    for _ in range(runs):
-        noise = 1e-6 * rng.standard_normal(shape, np.float32)
-        moved.append(moved_by(nhwc(noise)))
-    worst = 0.0
-    for key in missed:
-        if key in case.data:
-            slices = case.output_specs[key]["slices"]
-            parts = [m[key] if slices is None else m[key][tuple(slice(*s) for s in slices)]
-                     for m in moved]  # fmt: skip
-            want = case.data[key]
-            nearest = np.clip(want, np.min(parts, axis=0), np.max(parts, axis=0))
-            error = relative_error(nearest, want)
-        else:
-            error = min(comparison.output_error(key, m[key]) for m in moved)
-        if error <= comparison.tolerance or not error <= COARSE_TOLERANCE:
-            comparison.record(key, error)
-        else:
-            comparison.compared.add(key)
-            comparison.coarse.add(key)
-            worst = max(worst, error)
-    comparison.notes.append(
-        f"{len(missed)} of {len(gradients)} gradients compared with those of images moved by 1e-6 "
-        f"(kinks); {len(comparison.coarse)} of them held to {COARSE_TOLERANCE} only, worst "
-        f"{worst:.1e}"
-    )
+    gradients = {key: np.transpose(g, step.axes[key]) for key, g in gradients.items()}
+    zeros = [key for key in gradients if before_batch_norm(key, gradients)]
+    compare_doubtful_gradients(comparison, gradients, in_float64, zeros)
 
 
 def before_batch_norm(key: str, keys) -> bool:

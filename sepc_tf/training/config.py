@@ -17,6 +17,10 @@ class OptimizerConfig:
     momentum: float = setting(0.9, at_least=0, below=1)
     weight_decay: float = setting(1e-4, at_least=0)
     decoupled_weight_decay: bool = False  # false: L2, added to the gradient as PyTorch's SGD does
+    # factors of learning rate and weight decay for the biases of convolutions and dense layers (not
+    # the beta of norms); SGD with L2 only
+    bias_lr_mult: float = setting(1.0, at_least=0)
+    bias_decay_mult: float = setting(1.0, at_least=0)
     clip_norm: float | None = setting(35.0, above=0)
     options: dict[str, Any] = setting({})  # further constructor arguments
 
@@ -28,6 +32,8 @@ class ScheduleConfig:
     type: str = setting("steps", choices=("steps", "cosine", "constant"))
     milestones: list[int] = setting([8, 11], at_least=0)  # epochs
     decay: float = setting(0.1, above=0, at_most=1)
+    # linear: from warmup_ratio to 1; constant: warmup_ratio all the while
+    warmup: str = setting("linear", choices=("linear", "constant"))
     warmup_steps: int = setting(500, at_least=0)
     warmup_ratio: float = setting(1 / 3, at_least=0, at_most=1)
 

@@ -17,8 +17,8 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Builds the configured optimizer.
 
-    Clipping and L2 weight decay belong to the detector's train step, which needs the gradients
-    summed over all replicas; here only decoupled weight decay is handed on.
+    Clipping, L2 weight decay and the factors of biases belong to the detector's train step, which
+    needs the gradients summed over all replicas; here only decoupled weight decay is handed on.
 
     Args:
         config: a `sepc_tf.config.OptimizerConfig`. `name` is a Keras optimizer ("SGD", "AdamW") or
@@ -37,6 +37,7 @@ def make_optimizer(
         >>> make_optimizer(OptimizerConfig(name="SGD", momentum=0.9), 0.01).momentum
         0.9
     """
+    _check_bias_factors(config)
     source, separator, name = config.name.rpartition(">")
     if not separator:
         return _build(_find(keras.optimizers, name, "train.optimizer.name"), config, schedule)
@@ -62,6 +63,17 @@ def make_optimizer(
         return cls(inner(**_arguments(inner, config, schedule)), **options)
     except TypeError as error:
         raise ConfigError(f"train.optimizer.options: {options}: {error}") from error
+
+
+def _check_bias_factors(config):
+    """A larger gradient is a larger learning rate in SGD only."""
+    factors = ("bias_lr_mult", "bias_decay_mult")
+    if config.name != "SGD":
+        check_unused(config, factors, "train.optimizer.", f"name: {config.name}")
+    elif config.decoupled_weight_decay:
+        check_unused(config, factors, "train.optimizer.", "decoupled_weight_decay: true")
+    elif not config.weight_decay:
+        check_unused(config, ("bias_decay_mult",), "train.optimizer.", "weight_decay: 0")
 
 
 def _find(module, name, key):

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the step: linear warm-up, then steps or cosine."""
+"""Learning-rate schedules as functions of the step: a warm-up, then steps or cosine."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from sepc_tf.training.config import TrainConfig
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up followed by step decay, cosine decay, or a constant rate.
+    """A warm-up followed by step decay, cosine decay, or a constant rate.
 
     With peak rate `r`, warm-up of `W` steps from the ratio `q`, and step `t`:
 
-        t < W:   r(t) * (1 - (1 - t / W) (1 - q))
+        t < W:   r(t) * (1 - (1 - t / W) (1 - q)), or r(t) * q all the while ("constant")
         t >= W:  r(t)
         steps:   r(t) = r * decay ** (number of boundaries <= t)
         cosine:  r(t) = r * (1 + cos(pi t / total_steps)) / 2
 
-    The warm-up is the one of mmdetection's configs, which the paper's authors train with
-    (500 steps, q = 1/3).
+    The warm-ups are those of mmdetection's configs: linear with 500 steps and q = 1/3 is what the
+    paper's authors train with, constant with the same numbers is FCOS'.
 
     Args:
         peak: learning rate after the warm-up.
         warmup_steps: `W`; 0 for none.
         warmup_ratio: `q`.
+        warmup: "linear" or "constant".
         boundaries: steps at which the rate is multiplied by `decay`.
         decay: factor at each boundary.
         cosine_steps: total steps of a cosine to zero; None for step decay.
@@ -48,6 +49,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         boundaries: Sequence[int] = (),
         decay: float = 0.1,
         cosine_steps: int | None = None,
+        warmup: str = "linear",
     ) -> None:
         self.peak = peak
         self.warmup_steps = warmup_steps
@@ -55,6 +57,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.boundaries = list(boundaries)
         self.decay = decay
         self.cosine_steps = cosine_steps
+        self.warmup = warmup
 
     def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
@@ -66,6 +69,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             rate *= tf.where(step >= float(boundary), self.decay, 1.0)
         if self.warmup_steps:
             remaining = tf.maximum(1.0 - step / float(self.warmup_steps), 0.0)
+            if self.warmup == "constant":
+                remaining = tf.math.ceil(remaining)
             rate *= 1.0 - remaining * (1.0 - self.warmup_ratio)
         return rate
 
@@ -77,6 +82,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "boundaries": self.boundaries,
             "decay": self.decay,
             "cosine_steps": self.cosine_steps,
+            "warmup": self.warmup,
         }
 
 
@@ -91,7 +97,8 @@ def make_schedule(train: TrainConfig, steps_per_epoch: int) -> WarmupSchedule:
         A `WarmupSchedule`.
 
     Raises:
-        ConfigError: milestones or decay are set for another type of schedule than "steps".
+        ConfigError: milestones or decay are set for another type of schedule than "steps", or a
+            kind of warm-up without steps of it.
 
     Example:
         >>> schedule = make_schedule(TrainConfig(epochs=12, batch_size=16), steps_per_epoch=7330)
@@ -102,10 +109,13 @@ def make_schedule(train: TrainConfig, steps_per_epoch: int) -> WarmupSchedule:
     if schedule.type != "steps":
         reason = f"train.schedule.type: {schedule.type}"
         check_unused(schedule, ("milestones", "decay"), "train.schedule.", reason)
+    if not schedule.warmup_steps:
+        check_unused(schedule, ("warmup",), "train.schedule.", "warmup_steps: 0")
     return WarmupSchedule(
         peak=optimizer.learning_rate * train.batch_size / optimizer.reference_batch_size,
         warmup_steps=schedule.warmup_steps,
         warmup_ratio=schedule.warmup_ratio,
+        warmup=schedule.warmup,
         boundaries=[epoch * steps_per_epoch for epoch in schedule.milestones]
         if schedule.type == "steps"
         else [],

@@ -9,7 +9,7 @@ from tiny_detector import random_batch, tiny_detector
 
 from sepc_tf import compat
 from sepc_tf.checkpoints.variables import named_variables
-from sepc_tf.detectors import FSAF, FreeAnchor, RetinaNet
+from sepc_tf.detectors import FCOS, FSAF, FreeAnchor, RetinaNet
 from sepc_tf.necks import FPN, ConvTowers
 
 DETECTORS = [RetinaNet, FreeAnchor, FSAF]
@@ -90,6 +90,36 @@ def test_step_is_clipped_then_decayed_as_in_pytorch(cls):
     for variable, w, g in zip(detector.trainable_variables, before, gradients):
         want = w - 0.1 * (g * clip_norm / norm + 0.01 * w)
         np.testing.assert_allclose(np.array(variable), want, rtol=0, atol=1e-6)
+
+
+def test_biases_have_a_rate_and_a_decay_of_their_own():
+    """Two steps against SGD with momentum in NumPy, two groups of weights as PyTorch has them."""
+    detector = tiny_detector(FCOS, batch_norm=True)
+    batch = random_batch()
+    variables = list(detector.trainable_variables)
+    names = {id(v): name for name, v in named_variables(detector).items()}
+    are_biases = [names[id(v)].endswith("bias") for v in variables]
+    assert 5 < sum(are_biases) < len(variables) and "backbone/norm/beta" in names.values()
+    detector.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        weight_decay=0.01,
+        bias_lr_mult=2.0,
+        bias_decay_mult=0.25,
+    )
+    weights = [np.float64(v) for v in variables]
+    momenta = [np.zeros_like(w) for w in weights]
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([*detector.batch_losses(batch, training=True).values()])
+        gradients = tape.gradient(loss, variables)
+        for i, (gradient, is_bias) in enumerate(zip(gradients, are_biases)):
+            rate, decay = (0.2, 0.0025) if is_bias else (0.1, 0.01)
+            momenta[i] = 0.9 * momenta[i] + np.float64(gradient) + decay * weights[i]
+            weights[i] -= rate * momenta[i]
+        detector.train_step(batch)
+        for variable, want in zip(variables, weights):
+            np.testing.assert_allclose(np.array(variable), want, rtol=1e-5, atol=1e-6)
+    assert detector.get_compile_config()["bias_lr_mult"] == 2.0
 
 
 def spoil(batch):

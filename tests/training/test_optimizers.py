@@ -34,6 +34,15 @@ def test_further_options_are_handed_on():
         ({"name": "torch>SGD"}, "expected a Keras optimizer's name or tfa>NAME"),
         ({"name": "SGD", "options": {"beta": 1}}, r"train.optimizer.options: \{'beta': 1\}"),
         ({"name": "Adam", "momentum": 0.8}, "train.optimizer.momentum: 0.8 has no effect on Adam"),
+        ({"name": "Adam", "bias_lr_mult": 2.0}, "bias_lr_mult: 2.0 has no effect on name: Adam"),
+        (
+            {"bias_decay_mult": 0.0, "decoupled_weight_decay": True},
+            "bias_decay_mult: 0.0 has no effect on decoupled_weight_decay: true",
+        ),
+        (
+            {"bias_decay_mult": 0.0, "weight_decay": 0.0},
+            "bias_decay_mult: 0.0 has no effect on weight_decay: 0",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(settings, message):

@@ -19,6 +19,24 @@ def test_warm_up_rises_linearly_from_the_ratio():
     np.testing.assert_allclose([float(schedule(s)) for s in steps], expected, rtol=1e-6)
 
 
+def test_a_constant_warm_up_stays_at_the_ratio_and_ends_at_once():
+    train = TrainConfig(
+        batch_size=16,
+        schedule=ScheduleConfig(warmup="constant", warmup_steps=5, milestones=[3], decay=0.1),
+    )
+    schedule = make_schedule(train, steps_per_epoch=1)
+    rates = [float(schedule(step)) for step in range(7)]
+    third = 0.01 / 3
+    expected = [third, third, third, third / 10, third / 10, 1e-3, 1e-3]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_a_kind_of_warm_up_without_steps_is_refused():
+    train = TrainConfig(schedule=ScheduleConfig(warmup="constant", warmup_steps=0))
+    with pytest.raises(ConfigError, match="warmup: 'constant' has no effect on warmup_st"):
+        make_schedule(train, steps_per_epoch=10)
+
+
 def test_steps_divide_at_their_epochs_and_the_rate_follows_the_batch_size():
     train = TrainConfig(
         epochs=12,
@@ -42,7 +60,7 @@ def test_cosine_ends_at_zero(step):
 
 
 def test_a_schedule_round_trips_through_its_config():
-    schedule = WarmupSchedule(0.01, 5, 0.1, [10, 20], 0.5)
+    schedule = WarmupSchedule(0.01, 5, 0.1, [10, 20], 0.5, warmup="constant")
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
     assert restored.get_config() == schedule.get_config()
 

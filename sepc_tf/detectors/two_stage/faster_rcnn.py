@@ -38,7 +38,6 @@ class FasterRCNNOptions:
     positive_fraction: float = setting(0.25, at_least=0, at_most=1)
     box_stds: list[float] = setting([0.1, 0.1, 0.2, 0.2], above=0)
     smooth_l1_beta: float = setting(1.0, above=0)
-    sampling_seed: int = setting(0, at_least=0)  # what is sampled depends on it and the step
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -138,7 +137,6 @@ class FasterRCNN(RPN):
             stage=stage,
             train_proposals=options.train_proposals,
             test_proposals=options.test_proposals,
-            sampling_seed=options.sampling_seed,
             **settings,
         )
 
