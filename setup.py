@@ -68,7 +68,7 @@ setup(
         ],
         "analysis": ["hotcoco>=1.3,<2"],
         "convert": ["torch>=2.6"],
-        "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "furo", "griffelib>=2.4,<3"],
+        "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "furo>=2025.12"],
         "kerashub": ["keras-hub==0.29.1"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "hotcoco>=1.3,<2"],
     },
