@@ -10,7 +10,7 @@ from _pages import source, table
 
 _SIGNS = {"at_least": "≥ ", "above": "> ", "at_most": "≤ ", "below": "< "}
 # Values of `Any` that are described elsewhere on the page.
-_SEE = {"detector.options": "of the detector's type, [below](#options-of-each-detector)"}
+_SEE = {"detector.options": "of the detector's type, [below](#options)"}
 
 
 class Setting(NamedTuple):
@@ -91,7 +91,8 @@ def page() -> str:
         "errors. `sepc-tf configs show NAME --resolved` prints a config with all of them.",
     ]
     for heading, introduction, found in sections():
-        lines += ["", f"## {heading}", "", introduction, ""]
+        label = ["", "(options)="] if heading.endswith("retinanet`") else []
+        lines += [*label, "", f"## {heading}", "", introduction, ""]
         if not found:
             continue
         lines += table(["key", "type", "default", "allowed", "meaning"], map(_row, found))
