@@ -11,7 +11,7 @@ from sepc_tf import runs
 from sepc_tf.checkpoints.variables import named_variables, read_variables
 from sepc_tf.data.demo import CATEGORY_NAMES
 from sepc_tf.files import write_json
-from sepc_tf.training.checkpoints import read_checkpoint, section, write_checkpoint
+from sepc_tf.training.checkpoints import read_checkpoint, write_checkpoint
 
 GUIDES = Path(__file__).parents[1] / "docs/guides"
 
@@ -46,11 +46,11 @@ def test_own_model(guide):
 @pytest.mark.same_on_both_stacks
 def test_fine_tune(guide, demo_model, monkeypatch):
     monkeypatch.setitem(runs.PACKAGED_RUNS, "demo", demo_model)
-    names = guide("fine_tune")
-    assert list(names["metrics"].per_class) == ["round", "angular"]
-    start = section(read_checkpoint(demo_model / "checkpoints/best.npz")[0], "model")
-    after = read_variables(named_variables(names["run"].detector))
-    kernel = "backbone/layer4_1/conv2/kernel"
+    guide("fine_tune")
+    assert [c["name"] for c in runs.read_categories("runs/mine")] == ["round", "angular"]
+    start = read_checkpoint(demo_model / "checkpoints/best.npz")[0]
+    after = read_checkpoint("runs/mine/checkpoints/best.npz")[0]
+    kernel = "model/backbone/layer4_1/conv2/kernel"
     change = np.abs(after[kernel] - start[kernel]).max() / np.abs(start[kernel]).max()
     assert 0 < change < 0.5, "it started from the given weights and trained them"
 

@@ -4,6 +4,7 @@ From a trained run to a SavedModel that needs only TensorFlow, and back to the s
 is the digit detector that comes with the package.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,13 @@ result = model.signatures["serving_bytes"](image_bytes=content)
 # Of every image `num_detections` entries count, best first; what follows is padding. Boxes are
 # `x1, y1, x2, y2` in pixels of the file's own image, classes are indices into `categories.json`.
 
+categories = json.loads(Path("served/categories.json").read_text())
 count = int(result["num_detections"][0])
 boxes = result["boxes"][0, :count].numpy()
 scores = result["scores"][0, :count].numpy()
 classes = result["classes"][0, :count].numpy()
 for box, score, index in list(zip(boxes, scores, classes))[:3]:
-    print(run.categories[index]["name"], f"{score:.2f}", np.round(box, 1))
+    print(categories[index]["name"], f"{score:.2f}", np.round(box, 1))
 
 # ## Pixels instead of files
 #
@@ -50,9 +52,3 @@ for box, score, index in list(zip(boxes, scores, classes))[:3]:
 pixels = tf.io.decode_jpeg(file.read_bytes(), channels=3, dct_method="INTEGER_ACCURATE")
 same = model.signatures["serving_default"](images=pixels[None])
 np.testing.assert_allclose(same["boxes"], result["boxes"], atol=1e-3)
-
-# In Python, without a server, `Predictor` gives the same:
-
-detections = sepc_tf.Predictor(run)(file)
-np.testing.assert_allclose(detections.boxes, boxes, atol=1e-3)
-assert sorted(path.name for path in Path("served").iterdir())[0] == "categories.json"
