@@ -87,6 +87,18 @@ def test_predict_model_demo(made, tmp_path, monkeypatch):
     assert len(content["images"]) == 2
 
 
+def test_the_packaged_one_finds_the_digits(tmp_path):
+    """On four validation images of another seed, as well as its card says of two hundred."""
+    model_dir = sepc_tf.packaged_run("demo")
+    assert {path.name for path in model_dir.iterdir()} == FILES
+    assert (model_dir / "checkpoints/best.npz").stat().st_size < 3e6
+    data = make_demo_dataset(tmp_path / "digits", train_images=0, val_images=4, seed=1)
+    run = sepc_tf.load_run(model_dir, overrides=[f"data.directory={data}"])
+    dataset = sepc_tf.load_split(run.config.data, "val")
+    batches = sepc_tf.evaluation_pipeline(dataset, run.config)
+    assert sepc_tf.evaluate_run(run, dataset, batches, tmp_path).AP50 > 0.6
+
+
 def test_another_name_is_refused(capsys):
     with pytest.raises(ConfigError, match="no packaged model is named dmeo; there is demo"):
         sepc_tf.packaged_run("dmeo")
