@@ -31,7 +31,13 @@ setup(
     packages=[*find_packages(include=["sepc_tf", "sepc_tf.*"]), "sepc_tf.configs"],
     package_dir={"sepc_tf.configs": "configs"},
     package_data={
-        "sepc_tf": ["py.typed", "ops/native/*.cc", "ops/native/*.h"],
+        "sepc_tf": [
+            "py.typed",
+            "ops/native/*.cc",
+            "ops/native/*.h",
+            "demo_model/*",
+            "demo_model/checkpoints/*.npz",
+        ],
         "sepc_tf.configs": ["*.yaml", "_base_/*.yaml"],
     },
     entry_points={"console_scripts": ["sepc-tf = sepc_tf.cli:main"]},
@@ -62,6 +68,7 @@ setup(
         ],
         "analysis": ["hotcoco>=1.3,<2"],
         "convert": ["torch>=2.6"],
+        "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "furo>=2025.12"],
         "kerashub": ["keras-hub==0.29.1"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "hotcoco>=1.3,<2"],
     },

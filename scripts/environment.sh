@@ -1,15 +1,17 @@
-# Sourced by demo.sh and test.sh: makes the virtual environment of a stack when it is missing or out
-# of date, and sets PYTHON to its interpreter.
+# Sourced by demo.sh, test.sh and docs.sh: makes the virtual environment of a stack when it is missing
+# or out of date, and sets PYTHON to its interpreter.
 #
-#   use_stack default|addons
+#   use_stack default|addons|docs
 
 use_stack() {
-  local stack=$1 root venv extras wanted stamp
+  local stack=$1 root venv packages wanted stamp
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   case "$stack" in
-    default) venv="$root/.venv" extras="test" versions="3.11 3.12 3.13" ;;
-    addons) venv="$root/.venv-addons" extras="test,addons" versions="3.11" ;;
-    *) echo "error: unknown stack '$stack'; expected default or addons" >&2; return 2 ;;
+    default) venv="$root/.venv" versions="3.11 3.12 3.13" packages=(--editable "$root[test]") ;;
+    addons) venv="$root/.venv-addons" versions="3.11" packages=(--editable "$root[test,addons]") ;;
+    # Without the package, whose source is only read: no TensorFlow.
+    docs) venv="$root/.venv-docs" versions="3.11 3.12 3.13" packages=(--requirement "$root/constraints/docs.txt") ;;
+    *) echo "error: unknown stack '$stack'; expected default, addons or docs" >&2; return 2 ;;
   esac
   PYTHON="$venv/bin/python"
   wanted=$(cat "$root/setup.py" "$root/sepc_tf/__init__.py" "$root/constraints/$stack.txt" | cksum)
@@ -35,7 +37,7 @@ use_stack() {
   fi
   echo "Installing the $stack stack into $venv (some minutes the first time)"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$root/constraints/$stack.txt" --editable "$root[$extras]" || {
+    --constraint "$root/constraints/$stack.txt" "${packages[@]}" || {
     echo "error: pip could not install the $stack stack; its messages are above" >&2
     return 1
   }

@@ -25,6 +25,7 @@ _DEFINED_IN = {
     "load_config": "sepc_tf.config",
     "train": "sepc_tf.train",
     "load_run": "sepc_tf.runs",
+    "packaged_run": "sepc_tf.runs",
     "evaluate_run": "sepc_tf.evaluation.run",
     "Predictor": "sepc_tf.predict",
     "predict_files": "sepc_tf.predict",
@@ -109,6 +110,7 @@ if typing.TYPE_CHECKING:
     from sepc_tf.predict import Predictor as Predictor
     from sepc_tf.predict import predict_files as predict_files
     from sepc_tf.runs import load_run as load_run
+    from sepc_tf.runs import packaged_run as packaged_run
     from sepc_tf.train import train as train
     from sepc_tf.visualization import draw_detections as draw_detections
     from sepc_tf.zoo import build_detector as build_detector

@@ -57,6 +57,9 @@ FREE_TO_CHANGE = (
     "evaluation.iou_thresholds",
 )
 
+# Finished runs that come with the package: name -> run directory.
+PACKAGED_RUNS = {"demo": Path(__file__).parent / "demo_model"}
+
 # What is cut off may still be valid YAML, whose missing settings would have their defaults.
 _HEAD = "# The config of this run, whole where the last line says that it ends.\n"
 _END = "# end\n"
@@ -299,6 +302,25 @@ def load_run(
     assign_variables(named_variables(detector), averages or section(arrays, "model"), path)
     batch_size = _images_per_device(run_dir, config) * strategy.num_replicas_in_sync
     return Run(config, detector, categories, path, meta["step"], strategy, batch_size)
+
+
+def packaged_run(name: str) -> Path:
+    """The run directory of a trained detector that comes with the package.
+
+    Args:
+        name: of the detector; there is "demo", which finds handwritten digits
+            (docs/demo_model.md).
+
+    Raises:
+        ConfigError: there is none of this name.
+
+    Example:
+        >>> packaged_run("demo").name
+        'demo_model'
+    """
+    if name not in PACKAGED_RUNS:
+        raise ConfigError(f"no packaged model is named {name}; there is {', '.join(PACKAGED_RUNS)}")
+    return PACKAGED_RUNS[name]
 
 
 def run_config(run_dir: str | Path, overrides: tuple | list = ()) -> Config:

@@ -1,6 +1,7 @@
 """Draws the predictions for images and writes them as JSON.
 
 sepc-tf predict --run-dir runs/demo --out predictions photos/ image.jpg
+sepc-tf predict --model demo digits.jpg
 """
 
 from pathlib import Path
@@ -9,9 +10,13 @@ from sepc_tf.cli.numbers import fraction, whole_number
 
 
 def add_arguments(parser):
-    parser.add_argument("--run-dir", type=Path, required=True)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run-dir", type=Path, help="of a training")
+    model.add_argument("--model", help="demo: a small detector of handwritten digits, included")
     parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
-    parser.add_argument("--out", type=Path, required=True, help="folder for pictures and JSON")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="folder for pictures and JSON"
+    )
     parser.add_argument("--min-score", type=fraction, default=0.3, help="draw from this score on")
     parser.add_argument(
         "--one-per-object",
@@ -25,11 +30,12 @@ def add_arguments(parser):
 
 def run(arguments):
     from sepc_tf.predict import list_images, predict_files
-    from sepc_tf.runs import load_run
+    from sepc_tf.runs import load_run, packaged_run
 
     list_images(arguments.paths)  # a missing path is an error before the model is built
+    run_dir = packaged_run(arguments.model) if arguments.model else arguments.run_dir
     found, failed = predict_files(
-        load_run(arguments.run_dir, arguments.checkpoint),
+        load_run(run_dir, arguments.checkpoint),
         arguments.paths,
         arguments.out,
         arguments.min_score,

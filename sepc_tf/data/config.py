@@ -21,11 +21,11 @@ class AugmentationConfig:
 
     # factors drawn from 1 - value .. 1 + value
     brightness: float = setting(0.0, at_least=0, at_most=1)
-    contrast: float = setting(0.0, at_least=0, at_most=1)
-    saturation: float = setting(0.0, at_least=0, at_most=1)
+    contrast: float = setting(0.0, at_least=0, at_most=1)  # as brightness
+    saturation: float = setting(0.0, at_least=0, at_most=1)  # as brightness
     # drawn from -value .. value, in turns of the colour circle
     hue: float = setting(0.0, at_least=0, at_most=0.5)
-    blur_probability: float = setting(0.0, at_least=0, at_most=1)
+    blur_probability: float = setting(0.0, at_least=0, at_most=1)  # of a Gaussian blur
     # standard deviation in pixels of the file's image
     blur_sigma: list[float] = setting([0.1, 2.0], above=0)
     noise_std: float = setting(0.0, at_least=0)  # grey levels, drawn from 0 .. value
@@ -43,6 +43,8 @@ class AugmentationConfig:
 class DataConfig:
     """A data set and its preparation."""
 
+    # coco: a json and a folder for each split | yolo, voc: folders as they are | demo: generated |
+    # tfds: COCO 2017 of tensorflow-datasets
     source: str = setting("coco", choices=("coco", "yolo", "voc", "demo", "tfds"))
     # yolo: the data.yaml or its folder; voc: a folder as VOCdevkit/VOC2007; demo: where it is
     # generated; tfds: its data_dir
@@ -51,19 +53,21 @@ class DataConfig:
     class_names: list[str] | None = None
     train: SplitConfig = setting(SplitConfig())
     val: SplitConfig = setting(SplitConfig())
+    # pixels to which the shorter side of a training image is resized
     short_side: list[int] = setting([800], at_least=1)
     # value: one of the list; range: uniform between its two
     short_side_mode: str = setting("value", choices=("value", "range"))
+    # unless the longer side would pass this one
     long_side: int = setting(1333, at_least=1)
-    test_short_side: int = setting(800, at_least=1)
-    flip_probability: float = setting(0.5, at_least=0, at_most=1)
+    test_short_side: int = setting(800, at_least=1)  # outside of training
+    flip_probability: float = setting(0.5, at_least=0, at_most=1)  # left to right, in training
     augmentation: AugmentationConfig = setting(AugmentationConfig())
     # what the network sees; networks from Caffe were trained with bgr
     channel_order: str = setting("rgb", choices=("rgb", "bgr"))
     # grey levels, in the order of channel_order
-    mean: list[float] = setting([123.675, 116.28, 103.53])
-    std: list[float] = setting([58.395, 57.12, 57.375], above=0)
-    size_divisor: int = setting(32, at_least=1)
+    mean: list[float] = setting([123.675, 116.28, 103.53])  # taken off
+    std: list[float] = setting([58.395, 57.12, 57.375], above=0)  # divided by
+    size_divisor: int = setting(32, at_least=1)  # batches are padded to multiples of it
     skip_empty_images: bool = False  # leave images without boxes out of training
     # skip (named and counted) | stop
     corrupt_images: str = setting("skip", choices=("skip", "stop"))

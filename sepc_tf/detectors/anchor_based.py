@@ -27,7 +27,7 @@ class AnchorOptions:
 
     strides: list[int] | None = setting(None, at_least=1)  # null: those of the pyramid
     octave_base: float = setting(4.0, above=0)  # smallest square anchor, in strides
-    scales_per_octave: int = setting(3, at_least=1)
+    scales_per_octave: int = setting(3, at_least=1)  # anchor sizes on a level
     scales: list[float] | None = setting(None, above=0)  # in place of the two above
     ratios: list[float] = setting([0.5, 1.0, 2.0], above=0)  # height / width
 

@@ -30,14 +30,14 @@ class RepPointsOptions:
     """`detector.options` of a RepPoints."""
 
     strides: list[int] | None = setting(None, at_least=1)  # null: those of the pyramid
-    num_points: int = setting(9, choices=(9, 25, 49))
+    num_points: int = setting(9, choices=(9, 25, 49))  # of a cell
     point_filters: int | None = setting(None, at_least=1)  # null: those of the towers
     transform: str = setting("moment", choices=TRANSFORMS)  # from points to a box
-    moment_gradient_scale: float = setting(0.01, at_least=0)
+    moment_gradient_scale: float = setting(0.01, at_least=0)  # to the m of `moment`
     gradient_scale: float = setting(0.1, at_least=0)  # through the offsets to the first points
     point_scale: float = setting(4.0, above=0)  # side of an object in strides of its level
-    positive_iou: float = setting(0.5, at_least=0, at_most=1)
-    negative_iou: float = setting(0.4, at_least=0, at_most=1)
+    positive_iou: float = setting(0.5, at_least=0, at_most=1)  # from it on an object
+    negative_iou: float = setting(0.4, at_least=0, at_most=1)  # below it background
     prior: float = setting(0.01, above=0, below=1)  # every score at the start
     focal_alpha: float = setting(0.25, at_least=0, at_most=1)
     focal_gamma: float = setting(2.0, at_least=0)

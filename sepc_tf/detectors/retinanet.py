@@ -26,8 +26,8 @@ class RetinaNetOptions:
 
     anchors: AnchorOptions = setting(AnchorOptions())
     box_stds: list[float] = setting([1.0, 1.0, 1.0, 1.0], above=0)  # of the box code
-    positive_iou: float = setting(0.5, at_least=0, at_most=1)
-    negative_iou: float = setting(0.4, at_least=0, at_most=1)
+    positive_iou: float = setting(0.5, at_least=0, at_most=1)  # from it on an object
+    negative_iou: float = setting(0.4, at_least=0, at_most=1)  # below it background
     prior: float = setting(0.01, above=0, below=1)  # every score at the start
     focal_alpha: float = setting(0.25, at_least=0, at_most=1)
     focal_gamma: float = setting(2.0, at_least=0)

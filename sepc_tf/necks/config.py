@@ -9,10 +9,11 @@ from sepc_tf.settings import setting
 class HeadConfig:
     """The paper's head variants, or the towers they replace."""
 
+    # baseline, dcn: plain or deformable towers for each task; the others are the paper's
     variant: str = setting(
         "sepc_lite", choices=("baseline", "dcn", "pconv", "pconv_ibn", "sepc_lite", "sepc")
     )
-    filters: int = setting(256, at_least=1)
+    filters: int = setting(256, at_least=1)  # channels of pyramid and head
     # stacked PConvs, or convolutions per task of the plain head
     num_convs: int = setting(4, at_least=0)
     # null: the variant's own, none in plain towers; group: of the plain towers alone

@@ -112,6 +112,8 @@ def test_train_evaluate_predict_export(installed):
     assert "AP75" in installed("evaluate", "--run-dir", "run", "--checkpoint", "last")
     installed("predict", "--run-dir", "run", "--out", "pictures", "data/val")
     assert len(list((installed.folder / "pictures").glob("*.jpg"))) == 2
+    installed("predict", "--model", "demo", "--out", "demo", "data/val")
+    assert len(list((installed.folder / "demo").glob("*.jpg"))) == 2
     installed("export", "--run-dir", "run", "--out", "served")
     assert (installed.folder / "served/saved_model.pb").is_file()
 

@@ -31,13 +31,13 @@ class FasterRCNNOptions:
     pooled_size: int = setting(7, at_least=1)  # RoIAlign's bins along each side
     units: int = setting(1024, at_least=1)  # of the two dense layers
     class_agnostic: bool = False  # one box for all classes
-    positive_iou: float = setting(0.5, at_least=0, at_most=1)
-    negative_iou: float = setting(0.5, at_least=0, at_most=1)
-    claim_iou: float = setting(0.5, at_least=0, at_most=1)
+    positive_iou: float = setting(0.5, at_least=0, at_most=1)  # from it on an object
+    negative_iou: float = setting(0.5, at_least=0, at_most=1)  # below it background
+    claim_iou: float = setting(0.5, at_least=0, at_most=1)  # an object claims no box below it
     sampled: int = setting(512, at_least=1)  # boxes of an image that are learnt from
-    positive_fraction: float = setting(0.25, at_least=0, at_most=1)
-    box_stds: list[float] = setting([0.1, 0.1, 0.2, 0.2], above=0)
-    smooth_l1_beta: float = setting(1.0, above=0)
+    positive_fraction: float = setting(0.25, at_least=0, at_most=1)  # of them, at most
+    box_stds: list[float] = setting([0.1, 0.1, 0.2, 0.2], above=0)  # of the box code
+    smooth_l1_beta: float = setting(1.0, above=0)  # where smooth L1 turns linear
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")

@@ -30,7 +30,7 @@ class ProposalOptions(SavedByFields):
     """How raw outputs become proposals."""
 
     nms_pre: int = setting(2000, at_least=1)  # candidates kept per level
-    nms_iou: float = setting(0.7, above=0, at_most=1)
+    nms_iou: float = setting(0.7, above=0, at_most=1)  # from which a worse proposal is dropped
     nms_post: int = setting(2000, at_least=1)  # kept per level after NMS
     max_proposals: int = setting(2000, at_least=1)  # of an image
     min_size: float = setting(0.0, at_least=0)  # shortest side in pixels
@@ -42,12 +42,12 @@ class RPNOptions:
     """Settings of a region proposal network."""
 
     anchors: AnchorOptions = setting(AnchorOptions(scales=[8.0]))
-    positive_iou: float = setting(0.7, at_least=0, at_most=1)
-    negative_iou: float = setting(0.3, at_least=0, at_most=1)
+    positive_iou: float = setting(0.7, at_least=0, at_most=1)  # from it on an object
+    negative_iou: float = setting(0.3, at_least=0, at_most=1)  # below it background
     claim_iou: float = setting(0.3, at_least=0, at_most=1)  # a box claims no anchor below it
     sampled: int = setting(256, at_least=1)  # anchors of an image that are learnt from
-    positive_fraction: float = setting(0.5, at_least=0, at_most=1)
-    smooth_l1_beta: float = setting(1 / 9, above=0)
+    positive_fraction: float = setting(0.5, at_least=0, at_most=1)  # of them, at most
+    smooth_l1_beta: float = setting(1 / 9, above=0)  # where smooth L1 turns linear
     box_stds: list[float] = setting([1.0, 1.0, 1.0, 1.0], above=0)  # of the box code
 
 
