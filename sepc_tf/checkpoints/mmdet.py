@@ -72,6 +72,13 @@ _SEGMENTS = [
     (r"fc_(\d+)", r"shared_fcs.\1"),
     (r"label_logits", "fc_cls"),
     (r"box_deltas", "fc_reg"),
+    # mask heads and the semantic head
+    (r"conv_(\d+)", r"convs.\1.conv"),
+    (r"flow_conv", "conv_res.conv"),
+    (r"upsample", "upsample"),
+    (r"mask_logits|class_map", "conv_logits"),
+    (r"fusion_(\d+)", r"lateral_convs.\1.conv"),
+    (r"embedding", "conv_embedding.conv"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]
@@ -257,7 +264,11 @@ def _prefixes(parts):
     prefixes = {"backbone": "backbone.", "head": "bbox_head."}
     # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
     if hasattr(parts["head"], "objectness"):
-        prefixes |= {"towers": "rpn_head.", "head": "rpn_head.", "box_head": "bbox_head."}
+        prefixes |= {"towers": "rpn_head.", "head": "rpn_head."}
+        for name in parts:
+            if match := re.fullmatch(r"(box|mask|semantic)_head(?:_(\d+))?", name):
+                head = "bbox_head." if match[1] == "box" else f"{match[1]}_head."
+                prefixes[name] = head + (f"{match[2]}." if match[2] else "")
     elif not hasattr(parts["towers"], "pconvs"):
         prefixes["towers"] = "bbox_head."
     necks = [name for name in parts if name not in prefixes]
