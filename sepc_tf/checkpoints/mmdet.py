@@ -256,7 +256,11 @@ def _part_correspondence(part):
 
 
 def _prefixes(parts):
-    """Where each part of a dense detector, or each of several necks, is in the authors' model."""
+    """Where each part of a detector, or each of several necks, is in the authors' model."""
+    heads = {name: _HEADS.fullmatch(name) for name in parts}
+    if any(heads.values()):
+        rest = _prefixes({name: part for name, part in parts.items() if not heads[name]})
+        return {name: rest[name] if name in rest else _head_prefix(heads[name]) for name in parts}
     if [*parts] == ["towers", "head"]:  # a bbox_head by itself
         return {"towers": "", "head": ""}
     if "backbone" not in parts:  # the list of necks by itself
@@ -265,16 +269,21 @@ def _prefixes(parts):
     # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
     if hasattr(parts["head"], "objectness"):
         prefixes |= {"towers": "rpn_head.", "head": "rpn_head."}
-        for name in parts:
-            if match := re.fullmatch(r"(box|mask|semantic)_head(?:_(\d+))?", name):
-                head = "bbox_head." if match[1] == "box" else f"{match[1]}_head."
-                prefixes[name] = head + (f"{match[2]}." if match[2] else "")
     elif not hasattr(parts["towers"], "pconvs"):
         prefixes["towers"] = "bbox_head."
     necks = [name for name in parts if name not in prefixes]
     for index, name in enumerate(necks):
         prefixes[name] = f"neck.{index}." if len(necks) > 1 else "neck."
     return {name: prefixes[name] for name in parts}
+
+
+# The heads of a two-stage detector behind its proposals; of a cascade they are numbered.
+_HEADS = re.compile(r"(box|mask|semantic)_head(?:_(\d+))?")
+
+
+def _head_prefix(match):
+    kind = "bbox" if match[1] == "box" else match[1]
+    return f"{kind}_head." + (f"{match[2]}." if match[2] else "")
 
 
 def _translate(path, finest_level, rank):

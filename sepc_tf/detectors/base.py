@@ -32,12 +32,11 @@ class Detector(keras.Model):
     Attributes:
         num_classes: as given.
         loss_names: names of the parts of the loss.
-        learns_masks: whether it learns masks: batches have those of `sepc_tf.ops.bitmaps` then, and
-            detections have `masks`.
+        needs_masks: whether training batches must have the masks of the objects.
     """
 
     loss_names: tuple[str, ...] = ()
-    learns_masks = False
+    needs_masks: bool = False
 
     def __init__(self, num_classes: int, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
@@ -66,8 +65,8 @@ class Detector(keras.Model):
         Args:
             batch: dict of `images` `[B, H, W, 3]` float32, normalised and padded; `image_sizes`
                 `[B, 2]` int32, height and width without padding; `boxes` `[B, M, 4]` float32 xyxy
-                in pixels of `images` and `labels` `[B, M]` int32, both padded with -1. If
-                `learns_masks`, also `bitmaps`, `frames` and `offsets` of `sepc_tf.ops.bitmaps`.
+                in pixels of `images` and `labels` `[B, M]` int32, both padded with -1; where
+                `needs_masks` also `bitmaps`, `frames` and `offsets`, see `sepc_tf.ops.bitmaps`.
             training: whether norms and the like are in training mode.
 
         Returns:
@@ -93,7 +92,7 @@ class Detector(keras.Model):
         Returns:
             dict of `boxes` `[B, D, 4]` float32 xyxy in pixels of the original images (or of
             `images`), `scores` `[B, D]` float32, `classes` `[B, D]` int32 (-1 past the end),
-            `num_detections` `[B]` int32; best score first. If `learns_masks`, also `masks`
+            `num_detections` `[B]` int32; best score first. A detector of masks also has `masks`
             `[B, D, S, S]` float32, probabilities at the centres of S x S equal parts of each box.
         """
         raise NotImplementedError

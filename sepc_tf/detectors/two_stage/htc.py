@@ -59,7 +59,7 @@ class HTC(CascadeRCNN):
     """
 
     Options = HTCOptions
-    learns_masks = True
+    needs_masks = True
 
     @classmethod
     def roi_part(cls, options, necks, num_classes, convention):

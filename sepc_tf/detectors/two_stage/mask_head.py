@@ -63,9 +63,8 @@ class MaskHead(keras.layers.Layer):
         self.num_convs = num_convs
         self.flow = flow
         dtype = self.dtype_policy
-        self.flow_conv = (
-            SymmetricConv2D(filters, 1, dtype=dtype, name="flow_conv") if flow else None
-        )
+        if flow:
+            self.flow_conv = SymmetricConv2D(filters, 1, dtype=dtype, name="flow_conv")
         self.convs = [
             SymmetricConv2D(filters, 3, dtype=dtype, name=f"conv_{i}") for i in range(num_convs)
         ]
@@ -151,14 +150,18 @@ class MaskBranch(SavedByParts):
     heads: list[MaskHead]
     convention: str = "modern"
 
-    def logits(self, pooled: tf.Tensor, columns: tf.Tensor | None, stages: int) -> list[tf.Tensor]:
-        """The logits of each of the first `stages` heads; arguments as of a `MaskHead`."""
-        features, logits = self.heads[0](pooled, columns=columns)
-        outputs = [logits]
+    def features_and_logits(
+        self, pooled: tf.Tensor, columns: tf.Tensor | None, stages: int
+    ) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """What each of the first `stages` heads returns; arguments as of a `MaskHead`."""
+        outputs = [self.heads[0](pooled, columns=columns)]
         for head in self.heads[1:stages]:
-            features, logits = head((pooled, features), columns=columns)
-            outputs.append(logits)
+            outputs.append(head((pooled, outputs[-1][0]), columns=columns))
         return outputs
+
+    def logits(self, pooled: tf.Tensor, columns: tf.Tensor | None, stages: int) -> list[tf.Tensor]:
+        """The logits alone of `features_and_logits`."""
+        return [logits for _, logits in self.features_and_logits(pooled, columns, stages)]
 
     def probabilities(self, pooled: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """`[B, R, 2 S, 2 S]`, the mean over the heads."""

@@ -51,7 +51,7 @@ class MaskRCNN(FasterRCNN):
     """
 
     Options = MaskRCNNOptions
-    learns_masks = True
+    needs_masks = True
 
     @classmethod
     def roi_part(cls, options, necks, num_classes, convention):
