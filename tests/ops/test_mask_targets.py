@@ -28,7 +28,9 @@ OBJECTS = np.array([0, 1, 0, 1, 0, 1], np.int32)
 def masks():
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 2, (2, 10, 14)).astype(bool)
-    return [np.kron(m, np.ones((5, 5), bool)) & (rng.random((HEIGHT, WIDTH)) < 0.95) for m in coarse]
+    return [
+        np.kron(m, np.ones((5, 5), bool)) & (rng.random((HEIGHT, WIDTH)) < 0.95) for m in coarse
+    ]
 
 
 def targets(masks, boxes, objects, convention):
