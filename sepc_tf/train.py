@@ -37,7 +37,7 @@ from sepc_tf.training.state import RunState, StepCounter
 from sepc_tf.training.tensorboard import LogWriter, TensorBoardLog
 from sepc_tf.training.termination import Termination
 from sepc_tf.training.weight_average import WeightAverage
-from sepc_tf.zoo import build_detector
+from sepc_tf.zoo import DETECTORS, build_detector
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ def _train(config, run_dir, termination, on_exit):
         write_json(run_dir / "categories.json", categories)
         write_json(run_dir / "data.json", data)
         write_environment(run_dir, config, strategy)
-    pipeline = training_pipeline(train_set, config)
+    masks = DETECTORS[config.detector.type].needs_masks
+    pipeline = training_pipeline(train_set, config, masks)
     state = RunState(pipeline.steps_per_epoch, writes=chief)
     total_steps = config.train.epochs * state.steps_per_epoch
 

@@ -88,39 +88,43 @@ def draw(settings: AugmentationConfig, rng: np.random.Generator) -> Draw:
 def augment(
     pixels: np.ndarray,
     boxes: np.ndarray,
-    labels: np.ndarray,
     settings: AugmentationConfig,
     seed: int,
     fill: tuple = (0, 0, 0),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One image and its objects, changed at random.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One image and its boxes, changed at random.
 
     In this order: a window of the image's own aspect ratio is cut out; brightness, contrast,
     saturation and hue change; the image is blurred; noise is added; it is put at a random place of
-    a larger canvas. Windows and places are whole pixels, so boxes move exactly.
+    a larger canvas. Windows and places are whole pixels, so boxes and masks move exactly.
 
     Args:
         pixels: uint8 `[H, W, 3]` RGB; not changed.
         boxes: float32 `[n, 4]` xyxy, continuous (the width is x2 - x1), within the image.
-        labels: int32 `[n]`.
         settings: `sepc_tf.data.config.AugmentationConfig`.
         seed: not negative; the result depends on nothing else.
         fill: colour of the canvas, three grey levels.
 
     Returns:
-        pixels, boxes and labels of the kinds given; objects of which too little is left are gone.
+        pixels and boxes of the kinds given; int64 `[m]`, which of the n objects the boxes are of:
+        those of which too little is left are gone; int64 `[2]`, the x and y by which what is left
+        of the image has moved.
 
     Example:
         >>> pixels = np.full((40, 60, 3), 128, np.uint8)
-        >>> boxes, labels = np.float32([[5, 5, 30, 30]]), np.int32([0])
         >>> settings = AugmentationConfig(expand_probability=1.0, expand_ratio=[2.0, 2.0])
-        >>> augment(pixels, boxes, labels, settings, seed=1)[0].shape
-        (80, 120, 3)
+        >>> larger, boxes, kept, shift = augment(
+        ...     pixels, np.float32([[5, 5, 30, 30]]), settings, seed=1)
+        >>> larger.shape, kept
+        ((80, 120, 3), array([0]))
+        >>> bool((boxes[0, :2] - shift == [5, 5]).all())
+        True
     """
     rng = np.random.default_rng(seed)
     drawn = draw(settings, rng)
+    kept, shift = np.arange(len(boxes)), np.zeros(2, np.int64)
     if drawn.crop < 1:
-        pixels, boxes, labels = crop(pixels, boxes, labels, drawn.crop, settings.min_visible, rng)
+        pixels, boxes, kept, shift = crop(pixels, boxes, drawn.crop, settings.min_visible, rng)
     pixels = change_colours(pixels, drawn)
     if drawn.blur > 0:
         # Pillow's radius is the standard deviation.
@@ -129,11 +133,12 @@ def augment(
         noise = rng.standard_normal(pixels.shape, np.float32) * np.float32(drawn.noise)
         pixels = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
     if drawn.expand > 1:
-        pixels, boxes = expand(pixels, boxes, drawn.expand, fill, rng)
-    return pixels, boxes, labels
+        pixels, boxes, moved = expand(pixels, boxes, drawn.expand, fill, rng)
+        shift = shift + moved
+    return pixels, boxes, kept, shift
 
 
-def crop(pixels, boxes, labels, scale, min_visible, rng):
+def crop(pixels, boxes, scale, min_visible, rng):
     """Cuts a window out of an image.
 
     An object stays, cut to the window, when the share `min_visible` of its area is inside and both
@@ -141,13 +146,13 @@ def crop(pixels, boxes, labels, scale, min_visible, rng):
     that leaves an object; where none does, and there is one to lose, the image stays whole.
 
     Args:
-        pixels, boxes, labels: as in `augment`.
+        pixels, boxes: as in `augment`.
         scale: sides of the window / sides of the image, at most 1.
         min_visible: see above.
         rng: draws the places.
 
     Returns:
-        pixels, boxes and labels.
+        pixels, boxes, which objects these are of, and by how much they moved, as `augment`.
     """
     height, width = pixels.shape[:2]
     rows, columns = (max(1, round(side * scale)) for side in (height, width))
@@ -161,8 +166,8 @@ def crop(pixels, boxes, labels, scale, min_visible, rng):
         kept &= (sides >= SMALLEST_SIDE).all(axis=1)
         if kept.any() or not len(boxes):
             window = pixels[top : top + rows, left : left + columns]
-            return window, moved[kept], labels[kept]
-    return pixels, boxes, labels
+            return window, moved[kept], np.flatnonzero(kept), np.array([-left, -top])
+    return pixels, boxes, np.arange(len(boxes)), np.zeros(2, np.int64)
 
 
 def expand(pixels, boxes, ratio, fill, rng):
@@ -174,7 +179,7 @@ def expand(pixels, boxes, ratio, fill, rng):
         rng: draws the place.
 
     Returns:
-        pixels and boxes.
+        pixels, boxes, and by how much they moved, as `augment`.
     """
     height, width = pixels.shape[:2]
     rows, columns = round(height * ratio), round(width * ratio)
@@ -182,7 +187,7 @@ def expand(pixels, boxes, ratio, fill, rng):
     canvas = np.empty((rows, columns, 3), np.uint8)
     canvas[:] = np.uint8(fill)
     canvas[top : top + height, left : left + width] = pixels
-    return canvas, boxes + np.float32([left, top, left, top])
+    return canvas, boxes + np.float32([left, top, left, top]), np.array([left, top])
 
 
 def change_colours(pixels, drawn):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sepc_tf.data.images import deep_peak, read_image
+from sepc_tf.data.segmentations import FAULTS, mask_fault
 from sepc_tf.errors import DatasetError, UnreadableImageError
 from sepc_tf.files import read_json
 from sepc_tf.progress import track
@@ -219,6 +220,38 @@ def annotation_problems(content, image_dir):
     return found.list()
 
 
+def segmentation_problems(content):
+    """What is wrong with the masks of annotations; nothing where no object has one.
+
+    Args:
+        content: dict from `read_annotations`.
+
+    Returns:
+        List of `Problem`, only those that occur, in the order of the other checks.
+
+    Example:
+        >>> content = read_annotations("demo_data/annotations/instances_val.json")
+        >>> content["annotations"][0]["segmentation"] = [[10, 10, 20, 20]]
+        >>> found = {problem.kind: problem.count for problem in segmentation_problems(content)}
+        >>> found["polygon of fewer than three points"]
+        1
+    """
+    if not any(annotation.get("segmentation") for annotation in content["annotations"]):
+        return []
+    found = _Problems()
+    images = {image["id"]: image for image in content["images"]}
+    for annotation in content["annotations"]:
+        image = images.get(annotation["image_id"])
+        if image is None:
+            continue  # a problem of its own
+        x, y, width, height = annotation["bbox"]
+        sides = image["height"], image["width"]
+        fault = mask_fault(annotation.get("segmentation"), (x, y, x + width, y + height), *sides)
+        if fault:
+            found.add(fault, f"annotation {annotation['id']} (image {annotation['image_id']})")
+    return found.list()
+
+
 def raise_on_errors(problems, name):
     """Raises a `DatasetError` that lists the errors among `problems`; logs the warnings."""
     errors = []
@@ -279,7 +312,7 @@ def unusable_report(name, error, decode):
 
 def check_content(content, image_dir, name, decode=True):
     """`check_dataset` for annotations already in memory; `name` stands for the file."""
-    problems = annotation_problems(content, image_dir)
+    problems = _merge(annotation_problems(content, image_dir), segmentation_problems(content))
     if decode:
         problems = _merge(problems, _image_problems(content["images"], image_dir))
     with_boxes = {annotation["image_id"] for annotation in content["annotations"]}
@@ -364,6 +397,7 @@ _KINDS = {
     "box outside image": (WARNING, "left out of training"),
     "box partly outside image": (WARNING, "clipped in training"),
     "degenerate box": (WARNING, "left out of training (width, height < 1 or area 0)"),
+    **dict.fromkeys(FAULTS, (WARNING, "its box is trained, its mask is not")),
     "category name used twice": (WARNING, "one line for both in the table per class"),
     "file listed twice": (WARNING, "counts twice"),
 }

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from sepc_tf.data.check import (
     size_difference,
 )
 from sepc_tf.data.images import decode_image
+from sepc_tf.data.segmentations import mask_fault
 from sepc_tf.errors import DatasetError, UnreadableImageError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ class ImageRecord:
         width, height: annotated size, pixels.
         boxes: float32 `[n, 4]` xyxy in pixels of the image, clipped to it.
         labels: int32 `[n]`, 0-based.
+        segmentations: tuple of n, each as in the annotation file (`sepc_tf.data.segmentations`), or
+            None for an object without.
         read_bytes: returns the bytes of the image file.
     """
 
@@ -42,6 +47,7 @@ class ImageRecord:
     height: int
     boxes: np.ndarray
     labels: np.ndarray
+    segmentations: tuple
     read_bytes: Callable[[], bytes]
 
     def read(self):
@@ -141,7 +147,9 @@ class CocoDataset:
         label_of = {number: label for label, number in enumerate(category_ids)}
         records = []
         for image in content["images"]:
-            boxes, labels = _training_boxes(image, coco.imgToAnns[image["id"]], label_of)
+            boxes, labels, segmentations = _training_objects(
+                image, coco.imgToAnns[image["id"]], label_of
+            )
             records.append(
                 ImageRecord(
                     image_id=image["id"],
@@ -150,6 +158,7 @@ class CocoDataset:
                     height=image["height"],
                     boxes=boxes,
                     labels=labels,
+                    segmentations=segmentations,
                     read_bytes=reader(image["file_name"]),
                 )
             )
@@ -204,6 +213,52 @@ class CocoDataset:
         if dropped > used:
             logger.warning("%s: %s", self.name, reason)
 
+    def with_usable_masks(self):
+        """The same data set with None in place of every segmentation that is no mask.
+
+        An object whose segmentation is broken, or lies outside its box, keeps its box. The log says
+        once how many there are of each kind, with examples.
+
+        Returns:
+            A `CocoDataset`.
+
+        Raises:
+            DatasetError: no object has a mask.
+
+        Example:
+            >>> masks = dataset.with_usable_masks().images[0].segmentations
+        """
+        found = Counter()
+        examples, usable, images = {}, 0, []
+        for image in self.images:
+            segmentations = []
+            for box, segmentation in zip(image.boxes.tolist(), image.segmentations):
+                fault = mask_fault(segmentation, box, image.height, image.width)
+                if fault:
+                    found[fault] += 1
+                    examples.setdefault(fault, image.file_name)
+                segmentations.append(None if fault else segmentation)
+                usable += not fault
+            images.append(dataclasses.replace(image, segmentations=tuple(segmentations)))
+        kinds = ", ".join(
+            f"{count} x {fault} (as in {examples[fault]})" for fault, count in found.items()
+        )
+        if not usable:
+            raise DatasetError(
+                f"{self.name}: this detector learns masks, and no object has one: "
+                f"{kinds or 'there are no objects'}. Give annotations with segmentations "
+                "(polygons or RLE), or train a detector of boxes"
+            )
+        if found:
+            logger.warning(
+                "%s: %d of %d objects are trained without a mask, their boxes are: %s",
+                self.name,
+                found.total(),
+                found.total() + usable,
+                kinds,
+            )
+        return dataclasses.replace(self, images=tuple(images))
+
     def first(self, count):
         """The same data set cut to its first `count` images, evaluation included."""
         if not 1 <= count <= len(self):
@@ -235,8 +290,8 @@ def _as_coco(content):
     return coco
 
 
-def _training_boxes(image, annotations, label_of):
-    boxes, labels = [], []
+def _training_objects(image, annotations, label_of):
+    boxes, labels, segmentations = [], [], []
     for annotation in annotations:
         x, y, width, height = annotation["bbox"]
         if annotation["iscrowd"] or annotation["area"] <= 0 or width < 1 or height < 1:
@@ -246,7 +301,8 @@ def _training_boxes(image, annotations, label_of):
         y1, y2 = min(max(y, 0), image["height"]), max(min(y + height, image["height"]), 0)
         boxes.append((x1, y1, x2, y2))
         labels.append(label_of[annotation["category_id"]])
+        segmentations.append(annotation.get("segmentation") or None)
     boxes, labels = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)
     # In float32, where a sliver at the edge of the image may have no width any more.
     kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return boxes[kept], labels[kept]
+    return boxes[kept], labels[kept], tuple(itertools.compress(segmentations, kept))

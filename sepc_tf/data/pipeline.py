@@ -24,7 +24,9 @@ from sepc_tf.data.preprocess import (
     resized_size,
     training_image,
 )
+from sepc_tf.data.segmentations import training_mask
 from sepc_tf.errors import ConfigError, UnreadableImageError
+from sepc_tf.ops.bitmaps import NO_MASK, pack_masks
 from sepc_tf.ops.boxes import LAST_PIXEL, clip_boxes
 from sepc_tf.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -72,12 +74,16 @@ class BatchPipeline:
       what cropping and expanding made of it;
     - `boxes` float32 `[B, M, 4]`, xyxy in pixels of `images`, padded with -1; M is a power of two;
     - `labels` int32 `[B, M]`, 0-based, padded with -1;
-    - `image_ids` int64 `[B]`.
+    - `image_ids` int64 `[B]`;
+    - with `masks` also `bitmaps` uint8 `[B, L]`, `frames` int32 `[B, M, 4]` and `offsets` int32
+      `[B, M]`, the masks of the objects in pixels of `images` as `sepc_tf.ops.bitmaps` has them,
+      padded with 0, 0 and -1; L is a power of two.
 
     Boxes are those of the convention. "modern": scaled as the image is, x clipped to [0, width]. As
     mmdetection 1.x in "mmdet1": x2 = x1 + w - 1, both axes scaled by one factor, x clipped to
     [0, width - 1], mirrored to width - 1 - x. A box of which float32 leaves no width or height is
-    no object.
+    no object. How masks follow their image says `sepc_tf.data.segmentations.training_mask`; an
+    object that keeps its box and has no segmentation has the offset -1.
 
     An image that cannot be read, or has another size than its annotation says, is named in the log
     and counted in `unreadable`. In training the next usable image of the data set takes its place,
@@ -96,6 +102,8 @@ class BatchPipeline:
         mean, std: three numbers each, in grey levels, RGB.
         size_divisor: what padded heights and widths are multiples of.
         convention: "modern" or "mmdet1"; the detector's.
+        masks: whether batches have the masks of the objects; the data set must hold no broken
+            segmentation, see `CocoDataset.with_usable_masks`.
         seed: of everything random.
         unreadable: "skip" as described above, or "stop" with an error.
         num_parallel: images prepared at the same time; all cores by default.
@@ -127,6 +135,7 @@ class BatchPipeline:
         std=IMAGENET_STD,
         size_divisor=32,
         convention="modern",
+        masks=False,
         seed=0,
         unreadable="skip",
         num_parallel=tf.data.AUTOTUNE,
@@ -171,6 +180,7 @@ class BatchPipeline:
         self.mean, self.std = tuple(mean), tuple(std)
         self.size_divisor = size_divisor
         self.convention = convention
+        self.masks = masks
         self.seed = seed
         self.stop_at_unreadable = unreadable == "stop"
         self.num_parallel = num_parallel
@@ -325,6 +335,7 @@ class BatchPipeline:
                 "boxes": -1.0,
                 "labels": -1,
                 "image_ids": np.int64(-1),
+                **({"bitmaps": np.uint8(0), "frames": 0, "offsets": NO_MASK} if self.masks else {}),
             },
             drop_remainder=True,  # all are full: this makes the batch size static
         )
@@ -341,10 +352,10 @@ class BatchPipeline:
     def _sample(self, index, short_side, flip, seed, counted):
         # Declared stateless, its only state being a counter: with op determinism on, tf.data runs
         # stateful functions one after the other.
-        pixels, boxes, labels, image_id = tf.numpy_function(
+        pixels, boxes, labels, image_id, *origin = tf.numpy_function(
             self._read,
             [index, seed, counted],
-            [tf.uint8, tf.float32, tf.int32, tf.int64],
+            [tf.uint8, tf.float32, tf.int32, tf.int64, tf.int64, tf.int64, tf.int64],
             stateful=False,
         )
         pixels.set_shape([None, None, 3])
@@ -382,8 +393,24 @@ class BatchPipeline:
         kept = (labels >= 0) & tf.reduce_all(boxes[:, 2:] + last > boxes[:, :2], axis=1)
         order = tf.argsort(tf.where(kept, 0, 1), stable=True)  # padding stays at the end
         boxes, labels, kept = (tf.gather(x, order) for x in (boxes, labels, kept))
+        masks = {}
+        if self.masks:
+            bitmaps, frames, offsets = tf.numpy_function(
+                self._read_masks,
+                [*origin, original_size, image_size, flip],
+                [tf.uint8, tf.int32, tf.int32],
+                stateful=False,
+            )
+            bitmaps.set_shape([None])
+            frames, offsets = tf.ensure_shape(frames, [None, 4]), tf.ensure_shape(offsets, [None])
+            masks = {
+                "bitmaps": bitmaps,
+                "frames": tf.where(kept[:, None], tf.gather(frames, order), 0),
+                "offsets": tf.where(kept, tf.gather(offsets, order), NO_MASK),
+            }
         return {
             **images,
+            **masks,
             "image_sizes": image_size,
             "original_sizes": original_size,
             "boxes": tf.where(kept[:, None], boxes, -1.0),
@@ -392,7 +419,11 @@ class BatchPipeline:
         }
 
     def _read(self, index, seed, counted):
-        """Pixels, boxes, labels and id of an image, or of the one that stands in for it."""
+        """Pixels, boxes, labels and id of an image, or of the one that stands in for it.
+
+        Then what masks need: which image of the data set was read, which of its objects the boxes
+        are of (padded with -1), and by how much they moved.
+        """
         index = int(index)
         reason = None
         for candidate in self._candidates(index):
@@ -405,10 +436,10 @@ class BatchPipeline:
                 self._count(record, error)
                 reason = reason or error
                 continue
-            boxes, labels = record.boxes, record.labels
+            boxes, objects, shift = record.boxes, np.arange(len(record.boxes)), np.zeros(2, int)
             if self.training:
-                pixels, boxes, labels = augment(
-                    pixels, boxes, labels, self.augmentation, seed, np.rint(self.mean)
+                pixels, boxes, objects, shift = augment(
+                    pixels, boxes, self.augmentation, seed, np.rint(self.mean)
                 )
             stands_in = candidate != index and not self.training
             image_id = record.image_id if counted and not stands_in else -1
@@ -417,12 +448,32 @@ class BatchPipeline:
             rows = 1 << max(count - 1, 0).bit_length()
             padding = ((0, rows - count), (0, 0))
             boxes = np.pad(boxes, padding, constant_values=-1)
-            labels = np.pad(labels, padding[0], constant_values=-1)
-            return pixels, boxes, labels, np.int64(image_id)
+            labels, objects = (
+                np.pad(values, padding[0], constant_values=-1)
+                for values in (record.labels[objects], objects)
+            )
+            return pixels, boxes, labels, np.int64(image_id), np.int64(candidate), objects, shift
         raise UnreadableImageError(
             f"{self.dataset.name}: none of its images can be used ({len(self.dataset)} tried); "
             f"the first was {reason}"
         )
+
+    def _read_masks(self, index, objects, shift, canvas_size, image_size, flip):
+        """The masks of an image as `pack_masks` has them, the bitmaps padded to a power of two."""
+        record = self.dataset.images[int(index)]
+        segmentations = [None if i < 0 else record.segmentations[i] for i in objects]
+        original_size = (record.height, record.width)
+        sizes = original_size, shift.tolist(), canvas_size.tolist(), image_size.tolist()
+        bitmaps, frames, offsets = pack_masks(
+            [
+                None
+                if segmentation is None
+                else training_mask(segmentation, *sizes, flip, self.convention)
+                for segmentation in segmentations
+            ]
+        )
+        length = 1 << max(len(bitmaps) - 1, 0).bit_length()
+        return np.pad(bitmaps, (0, length - len(bitmaps))), frames, offsets
 
     def _candidates(self, index):
         """`index`, the images after it of its orientation, then those of the other one."""

@@ -7,7 +7,7 @@ from sepc_tf.data.config import DataConfig, check_source
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.pipeline import BatchPipeline
-from sepc_tf.errors import ConfigError
+from sepc_tf.errors import ConfigError, DatasetError
 from sepc_tf.settings import check_exists
 
 
@@ -55,18 +55,29 @@ def load_split(data: DataConfig, split: str) -> CocoDataset:
     return load_dataset(data.source, data.directory, settings.split or split, data.class_names)
 
 
-def training_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
+def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> BatchPipeline:
     """Builds the shuffled, augmented `BatchPipeline` of a config.
 
     Args:
         dataset: a `CocoDataset`.
         config: a `sepc_tf.config.Config`.
+        masks: whether the batches have masks, for a detector that `needs_masks`.
 
     Raises:
-        DatasetError: there is no box to train on.
+        DatasetError: there is no box to train on, or no mask where masks are needed.
     """
     data = config.data
     dataset.check_trainable()
+    if masks:
+        try:
+            dataset = dataset.with_usable_masks()
+        except DatasetError as error:
+            if data.source != "demo":
+                raise
+            raise DatasetError(
+                f"{error}. This demo data was made by an earlier version: remove "
+                f"{data.directory}, and it is made again with masks"
+            ) from error
     return BatchPipeline(
         dataset.without_empty_images() if data.skip_empty_images else dataset,
         batch_size=config.train.batch_size,
@@ -75,6 +86,7 @@ def training_pipeline(dataset: CocoDataset, config) -> BatchPipeline:
         scale_mode=data.short_side_mode,
         flip_probability=data.flip_probability,
         augmentation=data.augmentation,
+        masks=masks,
         seed=config.train.seed,
         **_common_options(config),
     )

@@ -61,9 +61,9 @@ def test_everything_is_off_by_default():
     assert DataConfig().augmentation == AugmentationConfig()
     rng = np.random.default_rng(0)
     assert all(draw(AugmentationConfig(), rng) == Draw() for _ in range(50))
-    pixels, boxes, labels = photo(), np.float32([[1, 2, 30, 40]]), np.int32([1])
-    result = augment(pixels, boxes, labels, AugmentationConfig(), 5)
-    for before, after in zip((pixels, boxes, labels), result):
+    pixels, boxes = photo(), np.float32([[1, 2, 30, 40]])
+    result = augment(pixels, boxes, AugmentationConfig(), 5)
+    for before, after in zip((pixels, boxes, [0], [0, 0]), result, strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -136,7 +136,7 @@ def test_blur_is_a_gaussian_of_the_standard_deviation():
     pixels = np.zeros((61, 61, 3), np.uint8)
     pixels[26:35, 26:35] = 255  # 9 x 9, variance (81 - 1) / 12
     settings = AugmentationConfig(blur_probability=1.0, blur_sigma=[3.0, 3.0])
-    blurred, _, _ = augment(pixels, np.zeros((0, 4), np.float32), np.zeros(0, int), settings, 0)
+    blurred = augment(pixels, np.zeros((0, 4), np.float32), settings, 0)[0]
     weights = blurred[..., 0].astype(float)
     offsets = np.arange(61) - 30
     for axis in (0, 1):
@@ -149,7 +149,7 @@ def test_noise_has_the_standard_deviation_drawn():
     pixels = np.full((200, 200, 3), 120, np.uint8)
     settings = AugmentationConfig(noise_std=10.0)
     for seed in range(3):
-        noisy, _, _ = augment(pixels, np.zeros((0, 4)), np.zeros(0), settings, seed)
+        noisy = augment(pixels, np.zeros((0, 4)), settings, seed)[0]
         drawn = draw(settings, np.random.default_rng(seed))
         difference = noisy.astype(float) - 120
         assert difference.std() == pytest.approx(np.sqrt(drawn.noise**2 + 1 / 12), rel=0.02)
@@ -160,8 +160,8 @@ def test_noise_has_the_standard_deviation_drawn():
 def test_boxes_follow_the_pixels_into_a_window(seed):
     shape = (60, 80)
     boxes = np.float32([[5, 6, 25, 26], [40, 10, 70, 30], [20, 40, 50, 58]])
-    pixels, labels = picture_of(boxes, shape), np.int32([0, 1, 2])
-    window, moved, kept = crop(pixels, boxes, labels, 0.6, 0.31, np.random.default_rng(seed))
+    pixels = picture_of(boxes, shape)
+    window, moved, kept, shift = crop(pixels, boxes, 0.6, 0.31, np.random.default_rng(seed))
     assert window.shape == (36, 48, 3), "the aspect ratio stays"
     assert len(moved) == len(kept) >= 1
     for label, area in enumerate(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)):
@@ -169,6 +169,8 @@ def test_boxes_follow_the_pixels_into_a_window(seed):
         assert (label in kept) == (visible >= 0.31)
     for box, label in zip(moved, kept):
         np.testing.assert_array_equal(box, extents(window, label))
+    left, top = -shift
+    np.testing.assert_array_equal(window, pixels[top : top + 36, left : left + 48])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -176,22 +178,23 @@ def test_boxes_follow_the_pixels_onto_a_canvas(seed):
     boxes = np.float32([[5, 6, 25, 26], [40, 10, 70, 30], [0, 40, 50, 60]])
     pixels = picture_of(boxes, (60, 80))
     fill = (9, 99, 199)
-    canvas, moved = expand(pixels, boxes, 1.7, fill, np.random.default_rng(seed))
+    canvas, moved, (left, top) = expand(pixels, boxes, 1.7, fill, np.random.default_rng(seed))
     assert canvas.shape == (102, 136, 3)
     for label, box in enumerate(moved):
         np.testing.assert_array_equal(box, extents(canvas, label))
+    np.testing.assert_array_equal(canvas[top : top + 60, left : left + 80], pixels)
     outside = (canvas == fill).all(axis=2).sum()
     assert outside == 102 * 136 - 60 * 80
 
 
 def test_an_image_whose_objects_would_all_be_lost_stays_whole():
-    boxes, labels = np.float32([[0, 0, 60, 50]]), np.int32([3])
+    boxes = np.float32([[0, 0, 60, 50]])
     pixels = photo(shape=(50, 60))
-    result = crop(pixels, boxes, labels, 0.3, 0.5, np.random.default_rng(0))
-    for before, after in zip((pixels, boxes, labels), result):
+    result = crop(pixels, boxes, 0.3, 0.5, np.random.default_rng(0))
+    for before, after in zip((pixels, boxes, [0], [0, 0]), result, strict=True):
         np.testing.assert_array_equal(before, after)
     empty = np.zeros((0, 4), np.float32)
-    window, _, _ = crop(pixels, empty, np.int32([]), 0.3, 0.5, np.random.default_rng(0))
+    window = crop(pixels, empty, 0.3, 0.5, np.random.default_rng(0))[0]
     assert window.shape == (15, 18, 3), "without objects there are none to lose"
 
 
@@ -283,7 +286,7 @@ def test_zoomed_boxes_are_those_of_the_same_window_in_a_file(tmp_path, dataset, 
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     for number, (index, seed) in enumerate(zip(plan.indices.ravel(), plan.seeds.ravel())):
         record = dataset.images[index]
-        pixels, boxes, _ = augment(record.read(), record.boxes, record.labels, settings, seed)
+        pixels, boxes, _, _ = augment(record.read(), record.boxes, settings, seed)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         height, width = pixels.shape[:2]
         content["images"].append(

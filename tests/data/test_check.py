@@ -8,6 +8,14 @@ import pytest
 from PIL import Image
 
 from sepc_tf.data.check import DatasetError, check_dataset, read_annotations
+from sepc_tf.data.segmentations import (
+    BROKEN,
+    FEW_POINTS,
+    MISSING,
+    ODD_POLYGON,
+    OTHER_SIZE,
+    OUTSIDE_BOX,
+)
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -247,3 +255,30 @@ def test_script_prints_a_table_and_exits_1_on_errors(folder):
     assert "annotation 1 (image 0): category 6" in bad.stdout
     missing = run(root / "a.json", root / "nowhere")
     assert missing.returncode == 2 and "nowhere: No such file" in missing.stderr
+
+
+def test_broken_segmentations_are_counted_and_named(folder):
+    _, content = folder
+    content["annotations"][0]["segmentation"] = [[1, 2, 21, 2, 21, 22]]
+    assert not report_of(folder, decode=False).problems
+    for number, segmentation in enumerate(
+        [
+            [[1, 2, 21, 22]],
+            [[1, 2, 21, 2, 21, 22], [1, 2]],
+            [[1, 2, 21, 2, 21, 22, 1]],
+            {"size": [60, 40], "counts": [2400]},
+            {"size": [40, 60], "counts": [24]},
+            [[31, 2, 51, 2, 51, 22]],
+            [],
+        ]
+    ):
+        entry = {**content["annotations"][0], "id": 10 + number, "segmentation": segmentation}
+        content["annotations"].append(entry)
+    report = report_of(folder, decode=False)
+    expected = {FEW_POINTS: 2, ODD_POLYGON: 1, OTHER_SIZE: 1, BROKEN: 1, OUTSIDE_BOX: 1, MISSING: 1}
+    assert not report.errors and kinds(report.problems) == expected
+    examples = {problem.kind: problem.examples for problem in report.problems}
+    assert examples[FEW_POINTS] == ["annotation 10 (image 0)", "annotation 11 (image 0)"]
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    assert not report_of(folder, decode=False).problems, "no masks at all are no problem"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sepc_tf.data import demo
 from sepc_tf.data.demo import make_demo_dataset
+from sepc_tf.data.segmentations import decode_mask
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -48,6 +49,35 @@ def test_layout_and_contents(demo_root):
         for image in content["images"][:5]:
             with Image.open(demo_root / split / image["file_name"]) as picture:
                 assert picture.size == (image["width"], image["height"]) == (256, 256)
+
+
+def test_masks_are_the_ink(demo_root):
+    """In the box, tight where nothing covers the digit, of one colour that is not the ground's."""
+    content = read(demo_root, "val")
+    objects = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        mask = decode_mask(annotation["segmentation"], 256, 256).astype(bool)
+        objects[annotation["image_id"]].append((annotation["bbox"], mask))
+    compared = 0
+    for image in content["images"]:
+        pixels = np.asarray(Image.open(demo_root / "val" / image["file_name"])).astype(float)
+        masks = [mask for _, mask in objects[image["id"]]]
+        assert not masks or np.sum(masks, axis=0).max() <= 1, "what is covered is not seen"
+        for (x, y, width, height), mask in objects[image["id"]]:
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            box = [x, y, x + width, y + height]
+            assert (np.maximum(found, box)[2:] == box[2:]).all()
+            assert (np.minimum(found, box)[:2] == box[:2]).all()
+            if len(masks) > 1 or width * height < 40**2:
+                continue
+            assert found == box
+            ink = np.median(pixels[mask], axis=0)
+            near = np.abs(pixels - ink).max(-1) < 40
+            window = np.s_[y : y + height, x : x + width]
+            assert (near == mask)[window].mean() > 0.9, "the rest is the blurred edge"
+            compared += 1
+    assert compared > 2
 
 
 def test_sizes_span_more_than_8x_log_uniformly(demo_root):

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import logging
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,8 +14,10 @@ from sepc_tf.data.config import AugmentationConfig
 from sepc_tf.data.images import ORIENTATION
 from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.data.preprocess import preprocess_image
+from sepc_tf.data.segmentations import FEW_POINTS, MISSING, OUTSIDE_BOX, encode_mask
 from sepc_tf.data.sources import evaluation_pipeline, training_pipeline
 from sepc_tf.errors import DatasetError
+from sepc_tf.ops.bitmaps import read_bitmaps
 from sepc_tf.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, normalized_batch
 
 PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -434,3 +438,125 @@ def test_replicas_split_each_global_batch(dataset, two_replicas, training):
             local = two_replicas.experimental_local_results(parts[name])
             assert [part.shape[0] for part in local] == [2, 2]
             np.testing.assert_array_equal(np.concatenate(local), value)
+
+
+# Masks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """Rectangles in colours of their own as polygons and RLE, one without; image 3 has none."""
+    root = tmp_path_factory.mktemp("masked")
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    for index, (height, width) in enumerate([(30, 40), (24, 36), (40, 30), (30, 40)]):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        content["images"].append(
+            {"id": 100 + index, "file_name": f"{index}.png", "width": width, "height": height}
+        )
+        for number, (x, y, w, h) in enumerate([(3, 4, 12, 9), (16, 6, 10, 15), (2, 18, 20, 5)]):
+            if index == 3:
+                continue
+            pixels[y : y + h, x : x + w, number] = 255
+            mask = np.zeros((height, width), np.uint8)
+            mask[y : y + h, x : x + w] = 1
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            segmentation = ([polygon], encode_mask(mask), None)[number]
+            content["annotations"].append(
+                {
+                    "id": 10 * index + number + 1,
+                    "image_id": 100 + index,
+                    "category_id": 1,
+                    "bbox": [x, y, w, h],
+                    **({"segmentation": segmentation} if segmentation else {}),
+                }
+            )
+        Image.fromarray(pixels).save(root / f"{index}.png")
+    return CocoDataset.from_content(content, lambda name: (root / name).read_bytes, "masked")
+
+
+def all_masks(batch):
+    """`[B, M, H, W]` masks of a batch, read back."""
+    _, height, width, _ = batch["images"].shape
+    count, objects = batch["offsets"].shape
+    return read_bitmaps(
+        batch["bitmaps"],
+        batch["frames"],
+        batch["offsets"],
+        np.tile(np.arange(objects, dtype=np.int32), [count, 1]),
+        np.arange(height, dtype=np.int32)[None, None, :, None],
+        np.arange(width, dtype=np.int32)[None, None, None],
+    ).numpy()
+
+
+ZOOMING = AugmentationConfig(
+    crop_probability=0.5, crop_scale=[0.6, 0.9], expand_probability=0.5, expand_ratio=[1.2, 1.6]
+)
+
+
+@pytest.mark.parametrize("convention", ["modern", "mmdet1"])
+def test_masks_follow_the_pixels(masked, convention):
+    """Mirrored, cropped, put on a canvas, scaled: each mask covers its object's colour."""
+    options = {"convention": convention, "augmentation": ZOOMING, "flip_probability": 0.5}
+    options |= {"batch_size": 2, "short_side": (60, 90), "long_side": 200, "mean": (0, 0, 0)}
+    pipeline = make_pipeline(masked, masks=True, **options)
+    flips = with_mask = without = 0
+    for epoch in range(3):
+        flips += pipeline.plan(epoch).flips.sum()
+        for batch in to_numpy(pipeline.for_epoch(epoch)):
+            length = batch["bitmaps"].shape[1]
+            assert length & (length - 1) == 0 and batch["bitmaps"].dtype == np.uint8
+            assert batch["frames"].dtype == batch["offsets"].dtype == np.int32
+            assert batch["frames"].shape == batch["boxes"].shape
+            masks = all_masks(batch)
+            assert not masks[(batch["labels"] < 0) | (batch["offsets"] < 0)].any()
+            for image, boxes, labels, offsets, found in zip(
+                batch["images"], batch["boxes"], batch["labels"], batch["offsets"], masks
+            ):
+                # Object k is in channel k, so an object is known by what its box shows.
+                for box, label, offset, mask in zip(boxes, labels, offsets, found):
+                    if label < 0:
+                        continue
+                    x1, y1, x2, y2 = np.round(box).astype(int)
+                    shown = image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].reshape(-1, 3).mean(0)
+                    channel = int(shown.argmax())
+                    assert (offset >= 0) == (channel < 2), "the third has no segmentation"
+                    without += offset < 0
+                    if offset < 0:
+                        continue
+                    with_mask += 1
+                    # Pixels, masks and boxes are rounded each in its way: by a pixel at most.
+                    shape = (image[..., channel] > 127).astype(np.uint8)
+                    inside, around = (f(shape, np.ones((3, 3))) for f in (cv2.erode, cv2.dilate))
+                    assert inside.any() and (inside <= mask).all() and (mask <= around).all()
+    assert flips and with_mask > 10 and without > 5
+
+
+def test_batches_without_masks_are_the_same_and_with_masks_continue_at_any_step(masked):
+    options = {"augmentation": ZOOMING, "flip_probability": 0.5, "batch_size": 2}
+    plain = to_numpy(make_pipeline(masked, **options).training_batches().take(5))
+    pipeline = make_pipeline(masked, masks=True, **options)
+    whole = to_numpy(pipeline.training_batches().take(5))
+    assert set(whole[0]) - set(plain[0]) == {"bitmaps", "frames", "offsets"}
+    assert_equal_batches(plain, whole)
+    assert_equal_batches(whole[3:], to_numpy(pipeline.training_batches(3).take(2)))
+
+
+def test_broken_masks_are_named_once_and_none_at_all_is_an_error(masked, dataset, caplog):
+    config = Config()
+    broken = masked.images[1]
+    outside = [[0, 0, 2, 0, 2, 2]]
+    broken = dataclasses.replace(broken, segmentations=([[1, 2, 3, 4]], outside, None))
+    damaged = dataclasses.replace(masked, images=(masked.images[0], broken))
+    with caplog.at_level(logging.WARNING):
+        pipeline = training_pipeline(damaged, config, masks=True)
+    assert [len(record.message.split(" x ")) for record in caplog.records] == [4]
+    assert "4 of 6 objects are trained without a mask, their boxes are" in caplog.text
+    for fault in (MISSING, FEW_POINTS, OUTSIDE_BOX):
+        assert fault in caplog.text
+    assert pipeline.masks and pipeline.dataset.images[1].segmentations == (None,) * 3
+    assert len(pipeline.dataset.images[1].boxes) == 3
+    with pytest.raises(DatasetError, match=r"no object has one.*segmentation missing"):
+        training_pipeline(dataset, config, masks=True)
+    config.data.source, config.data.directory = "demo", "digits"
+    with pytest.raises(DatasetError, match="earlier version: remove digits"):
+        training_pipeline(dataset, config, masks=True)
