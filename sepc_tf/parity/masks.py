@@ -11,6 +11,7 @@ from sepc_tf.detectors.two_stage.semantic_head import SemanticBranch, SemanticHe
 from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.ops.bitmaps import pack_masks
 from sepc_tf.ops.matching import IGNORED
+from sepc_tf.ops.paste import paste_masks
 from sepc_tf.parity.comparing import NETWORK_TOLERANCE, OPERATOR_TOLERANCE, Comparison
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
 from sepc_tf.parity.modules import compare_float32_gradients
@@ -31,6 +32,8 @@ def check_of(config: dict):
         return None
     if "mask_size" in config:
         return check_mask_loss, OPERATOR_TOLERANCE
+    if "mask_thr_binary" in config:
+        return check_paste, OPERATOR_TOLERANCE
     return check_mask_head, NETWORK_TOLERANCE
 
 
@@ -240,6 +243,35 @@ def half_rule(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
 # ---------------------------------------------------------------- detections
 
 
+def check_paste(case, comparison: Comparison) -> None:
+    """Masks of the image from maps of the detections, at the original and at the input's size."""
+    config = case.config
+    boxes, labels = case.data["in.det_bboxes"][:, :4], case.data["in.det_labels"]
+    logits = case.inputs()[f"{case.name}.mask_pred"]
+    maps = tf.sigmoid(logits[np.arange(len(labels)), labels + 1])
+    scale = np.float32(config["scale_factor"])
+    original = np.array(config["ori_shape"][:2])
+    resized = np.round(original * config["scale_factor"]).astype(int)
+    for suffix, divisor, size in (("", scale, original), ("_unscaled", np.float32(1), resized)):
+        pasted = paste_masks(maps, tf.constant(boxes / divisor), *map(int, size), "mmdet1").numpy()
+        comparison.equal(f"out.masks{suffix}", pasted)
+        compare_encoded(comparison, pasted, config[f"rle_masks{suffix}"])
+
+
+def compare_encoded(comparison, pasted: np.ndarray, wanted: list[dict]) -> None:
+    """Masks of the image with COCO's strings of them."""
+    from pycocotools.mask import encode
+
+    encoded = encode(np.asfortranarray(pasted.transpose(1, 2, 0).astype(np.uint8)))
+    differ = [
+        i
+        for i, (ours, theirs) in enumerate(zip(encoded, wanted))
+        if ours["counts"].decode() != theirs["counts"] or [*ours["size"]] != theirs["size"]
+    ]
+    if differ or len(encoded) != len(wanted):
+        comparison.problems.append(f"the encoded masks {differ} of {len(wanted)} differ")
+
+
 def compare_masks(case, comparison, detector, pyramid, semantic, found, meta, prefix):
     """The masks of the detections of one image, as found and as logits of every stage.
 
@@ -263,4 +295,11 @@ def compare_masks(case, comparison, detector, pyramid, semantic, found, meta, pr
     columns = tf.maximum(found["classes"] + 1, 0)
     for i, logits in enumerate(branch.logits(pooled, columns, len(branch.heads))):
         comparison.output(f"{prefix}mask_pred_label.{i}", logits[0].numpy()[order])
-    comparison.output(f"{prefix}mask_prob_label", found["masks"][0].numpy()[order])
+    masks = found["masks"][0].numpy()[order]
+    comparison.output(f"{prefix}mask_prob_label", masks)
+    # The authors multiply the boxes by the scale and divide them again.
+    scale = np.float32(meta["scale_factor"])
+    boxes = ours[0][order] * scale / scale
+    pasted = paste_masks(masks, tf.constant(boxes), *meta["ori_shape"][:2], "mmdet1").numpy()
+    comparison.equal(f"{prefix}mask_area", pasted.sum(axis=(1, 2)))
+    compare_encoded(comparison, pasted, case.config["test_rle"])

@@ -320,22 +320,29 @@ def compare_gradients_with_kinks(
         return
     rng = np.random.default_rng(0)
     moved = [gradients]
+
+    def error_between(key):
+        """How far what is stored lies outside of all gradients so far."""
+        if key not in case.data:
+            return min(comparison.output_error(key, m[key]) for m in moved)
+        slices = case.output_specs[key]["slices"]
+        cut = ... if slices is None else tuple(slice(*s) for s in slices)
+        parts = [m[key][cut] for m in moved]
+        want = case.data[key]
+        nearest = np.clip(want, np.min(parts, axis=0), np.max(parts, axis=0))
+        return relative_error(nearest, want)
+
     for _ in range(runs):
         noisy = tf.nest.map_structure(
             lambda x: x + 1e-6 * rng.standard_normal(x.shape, np.float32), inputs
         )
         moved.append(gradients_at(noisy))
+        errors = {key: error_between(key) for key in missed}
+        if all(error <= comparison.tolerance for error in errors.values()):
+            break
     worst = 0.0
     for key in missed:
-        if key in case.data:
-            slices = case.output_specs[key]["slices"]
-            parts = [m[key] if slices is None else m[key][tuple(slice(*s) for s in slices)]
-                     for m in moved]  # fmt: skip
-            want = case.data[key]
-            nearest = np.clip(want, np.min(parts, axis=0), np.max(parts, axis=0))
-            error = relative_error(nearest, want)
-        else:
-            error = min(comparison.output_error(key, m[key]) for m in moved)
+        error = errors[key]
         if error <= comparison.tolerance or not error <= COARSE_TOLERANCE:
             comparison.record(key, error)
         else:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from sepc_tf import compat
+from sepc_tf.checkpoints import named_variables
 from sepc_tf.detectors.two_stage.mask_head import MaskBranch, MaskHead
 from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.ops.bitmaps import pack_masks
@@ -32,7 +34,7 @@ def test_one_logit_of_each_box_is_that_of_all_and_so_are_its_gradients(heads):
             if not one:
                 logits = tf.gather(logits, columns, axis=4, batch_dims=2)
             loss = tf.reduce_sum(logits * weight)
-        gradients = tape.gradient(loss, [tf.convert_to_tensor(v) for v in []] or head.weights)
+        gradients = tape.gradient(loss, [compat.variable_value(v) for v in head.weights])
         results.append([logits, *[tf.convert_to_tensor(g) for g in gradients]])
     for all_of_them, one in zip(*results):
         np.testing.assert_allclose(one, all_of_them, rtol=1e-4, atol=1e-5)
@@ -45,10 +47,8 @@ def test_flow_adds_the_features_of_the_head_before(heads):
     added = np.maximum(before.numpy() @ kernel[0, 0] + bias, 0)
     first = MaskHead(3, filters=4, num_convs=1)
     first.build(pooled.shape)
-    own = {v.path if hasattr(v, "path") else v.name: v for v in first.weights}
-    shared = [v for v in head.weights if not any(v is w for w in head.flow_conv.weights)]
-    for ours, theirs in zip(own.values(), shared):
-        ours.assign(theirs)
+    for path, variable in named_variables(first).items():
+        variable.assign(named_variables(head)[path])
     for got, want in zip(head((pooled, before)), first(pooled + added)):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_loss_is_the_mean_over_the_positives_that_have_a_mask():
 def test_without_a_mask_to_learn_the_loss_is_zero():
     branch = MaskBranch(RoIAlign(size=7), [])
     batch, samples = batch_and_samples()
-    samples["matches"] = tf.constant([[1, BACKGROUND, IGNORED]] + [[IGNORED] * 3])
+    samples["matches"] = tf.constant([[1, BACKGROUND, IGNORED], [IGNORED] * 3])
     logits = values(3, 2, 3, 14, 14)
     with tf.GradientTape() as tape:
         tape.watch(logits)
