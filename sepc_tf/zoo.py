@@ -19,10 +19,13 @@ from sepc_tf.compat import import_keras_cv
 from sepc_tf.detectors import (
     FCOS,
     FSAF,
+    HTC,
     RPN,
+    CascadeRCNN,
     Detector,
     FasterRCNN,
     FreeAnchor,
+    MaskRCNN,
     RepPoints,
     RetinaNet,
 )
@@ -40,6 +43,9 @@ DETECTORS = {
     "fcos": FCOS,
     "reppoints": RepPoints,
     "faster_rcnn": FasterRCNN,
+    "cascade_rcnn": CascadeRCNN,
+    "mask_rcnn": MaskRCNN,
+    "htc": HTC,
 }
 NECKS = {
     "fpn": FPN,

@@ -14,9 +14,15 @@ SAME = (
     *("sepc_pad0_", "sepc_pad1_pconv_", "sepc_pad1_ibn_", "sepc_pad1_sepclite_"),
     *("detector_retina_pconv", "detector_fsaf_", "detector_freeanchor_"),
 )
-# Minutes each; `faster_step` has the same layers but for those of PConv.
-BY_COMMAND = ("golden_two_stage/faster_pconv_step", "golden_two_stage/faster_pconv_ibn_step")
-SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train", "faster_")
+# Minutes each; the other cases have the same layers.
+BY_COMMAND = tuple(
+    f"golden_two_stage/{name}"
+    for name in (
+        *("faster_pconv_step", "faster_pconv_ibn_step", "mask_step"),
+        *("htc_cascade", "htc_step", "htc_nosem_step", "htc_nosem_test"),
+    )
+)
+SLOW = ("detector_", "backbone_", "sepc_", "neck_nasfpn_train", "faster_", "mask_", "htc_")
 
 
 def configs_of(folder):

@@ -14,7 +14,7 @@ from sepc_tf.config import (
     DetectorConfig,
     HeadConfig,
 )
-from sepc_tf.detectors import RPN
+from sepc_tf.detectors import RPN, CascadeRCNN
 from sepc_tf.export import export
 from sepc_tf.inference import detect_images
 from sepc_tf.runs import Run
@@ -34,6 +34,11 @@ def tiny(detector_type, variant, **options):
         sizes = {"units": 16, "sampled": 32, "train_proposals": few, "test_proposals": few}
         # Anchors that fit into the images on every level but the coarsest, and all of them learnt.
         sizes["rpn"] = {"anchors": {"scales": [2.0]}, "sampled": 4000}
+        if issubclass(DETECTORS[detector_type], CascadeRCNN):
+            sizes["stage_ious"], sizes["stage_weights"] = [0.5, 0.6], [1.0, 0.5]
+            sizes["stage_stds"] = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1]]
+        if DETECTORS[detector_type].needs_masks:
+            sizes["mask"] = {"filters": 8, "num_convs": 1}
         head, options["options"] = HeadConfig(filters=8), sizes
         fpn = {"type": "fpn", "min_level": 2, "extra_levels": "pool"}
         options["necks"] = [fpn, {"type": variant, "num_convs": 1}]
@@ -54,6 +59,10 @@ def batch():
         "boxes": tf.constant([[[4.0, 4.0, 40.0, 44.0], [30.0, 8.0, 90.0, 60.0]], [[-1.0] * 4] * 2]),
         "labels": tf.constant([[0, 2], [-1, -1]]),
         "image_ids": tf.constant([1, 2], tf.int64),
+        # the second object has no mask
+        "bitmaps": tf.constant([[1] * 600, [0] * 600], tf.uint8),
+        "frames": tf.constant([[[5, 6, 30, 20], [0] * 4], [[0] * 4] * 2]),
+        "offsets": tf.constant([[0, -1], [-1, -1]]),
     }
 
 

@@ -72,6 +72,13 @@ _SEGMENTS = [
     (r"fc_(\d+)", r"shared_fcs.\1"),
     (r"label_logits", "fc_cls"),
     (r"box_deltas", "fc_reg"),
+    # mask heads and the semantic head
+    (r"conv_(\d+)", r"convs.\1.conv"),
+    (r"flow_conv", "conv_res.conv"),
+    (r"upsample", "upsample"),
+    (r"mask_logits|class_map", "conv_logits"),
+    (r"fusion_(\d+)", r"lateral_convs.\1.conv"),
+    (r"embedding", "conv_embedding.conv"),
     # deformable convolutions
     (r"offset", "conv_offset"),
 ]
@@ -249,7 +256,11 @@ def _part_correspondence(part):
 
 
 def _prefixes(parts):
-    """Where each part of a dense detector, or each of several necks, is in the authors' model."""
+    """Where each part of a detector, or each of several necks, is in the authors' model."""
+    heads = {name: _HEADS.fullmatch(name) for name in parts}
+    if any(heads.values()):
+        rest = _prefixes({name: part for name, part in parts.items() if not heads[name]})
+        return {name: rest[name] if name in rest else _head_prefix(heads[name]) for name in parts}
     if [*parts] == ["towers", "head"]:  # a bbox_head by itself
         return {"towers": "", "head": ""}
     if "backbone" not in parts:  # the list of necks by itself
@@ -257,13 +268,22 @@ def _prefixes(parts):
     prefixes = {"backbone": "backbone.", "head": "bbox_head."}
     # With SEPC mmdetection's neck is the list [FPN, SEPC]; the plain towers belong to the head.
     if hasattr(parts["head"], "objectness"):
-        prefixes |= {"towers": "rpn_head.", "head": "rpn_head.", "box_head": "bbox_head."}
+        prefixes |= {"towers": "rpn_head.", "head": "rpn_head."}
     elif not hasattr(parts["towers"], "pconvs"):
         prefixes["towers"] = "bbox_head."
     necks = [name for name in parts if name not in prefixes]
     for index, name in enumerate(necks):
         prefixes[name] = f"neck.{index}." if len(necks) > 1 else "neck."
     return {name: prefixes[name] for name in parts}
+
+
+# The heads of a two-stage detector behind its proposals; of a cascade they are numbered.
+_HEADS = re.compile(r"(box|mask|semantic)_head(?:_(\d+))?")
+
+
+def _head_prefix(match):
+    kind = "bbox" if match[1] == "box" else match[1]
+    return f"{kind}_head." + (f"{match[2]}." if match[2] else "")
 
 
 def _translate(path, finest_level, rank):

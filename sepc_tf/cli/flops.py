@@ -14,7 +14,7 @@ def add_arguments(parser):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="count the detector of this config")
     what.add_argument(
-        "--table", action="store_true", help="every row of the paper's Tables 1 and 2"
+        "--table", action="store_true", help="every row of the paper's Tables 1, 2 and 4"
     )
     parser.add_argument("--size", type=_size, default=(800, 1280), metavar="HEIGHTxWIDTH")
     parser.add_argument(
@@ -28,9 +28,10 @@ def run(arguments):
     from sepc_tf.config import DetectorConfig, HeadConfig, load_config
     from sepc_tf.zoo import build_detector
 
-    def build(kind, variant, necks):
-        head = HeadConfig(variant=variant)
-        return build_detector(DetectorConfig(type=kind, necks=necks, head=head), 80)
+    def build(kind, variant, necks, options):
+        head = HeadConfig(variant=variant) if variant else HeadConfig()
+        config = DetectorConfig(type=kind, necks=necks, head=head, options=options)
+        return build_detector(config, 80)
 
     if arguments.table:
         print(flops.paper_tables(build, *arguments.size))

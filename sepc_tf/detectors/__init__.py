@@ -9,18 +9,21 @@ from sepc_tf.detectors.fsaf import FSAF
 from sepc_tf.detectors.heads import PredictionHead
 from sepc_tf.detectors.reppoints import RepPoints
 from sepc_tf.detectors.retinanet import RetinaNet
-from sepc_tf.detectors.two_stage import RPN, FasterRCNN
+from sepc_tf.detectors.two_stage import HTC, RPN, CascadeRCNN, FasterRCNN, MaskRCNN
 
 __all__ = [
     "FCOS",
     "FSAF",
+    "HTC",
     "RPN",
     "AnchorDetector",
+    "CascadeRCNN",
     "DenseDetector",
     "Detector",
     "FCOSHead",
     "FasterRCNN",
     "FreeAnchor",
+    "MaskRCNN",
     "PredictionHead",
     "RepPoints",
     "RetinaNet",

@@ -93,7 +93,8 @@ class Detector(keras.Model):
         Returns:
             dict of `boxes` `[B, D, 4]` float32 xyxy in pixels of the original images (or of
             `images`), `scores` `[B, D]` float32, `classes` `[B, D]` int32 (-1 past the end),
-            `num_detections` `[B]` int32; best score first.
+            `num_detections` `[B]` int32; best score first. A detector of masks also has `masks`
+            `[B, D, S, S]` float32, probabilities at the centres of S x S equal parts of each box.
         """
         raise NotImplementedError
 

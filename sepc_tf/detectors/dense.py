@@ -308,6 +308,14 @@ def pyramid_strides(necks: list[keras.layers.Layer]) -> tuple[int, ...]:
     return tuple(2 ** (finest + level) for level in range(len(shapes)))
 
 
+def pyramid_channels(necks: list[keras.layers.Layer]) -> int:
+    """Channels of the pyramid that necks make of a backbone's maps."""
+    shapes = [(None, None, None, 1)] * (6 - necks[0].min_level)
+    for neck in necks:
+        shapes = neck.compute_output_shape(shapes)
+    return tuple(shapes[0])[-1]
+
+
 def level_sizes(outputs: dict) -> list[tuple]:
     """Height and width of each level of raw outputs, as ints where they are known.
 

@@ -44,6 +44,11 @@ class RandomSampler(SavedByFields):
                 f"number={self.number}, positive_fraction={self.positive_fraction}"
             )
 
+    @property
+    def most_positives(self) -> int:
+        """How many positives it takes of an image at most."""
+        return int(self.number * self.positive_fraction)
+
     def __call__(self, matches: tf.Tensor, random: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Samples a batch.
 
@@ -54,8 +59,8 @@ class RandomSampler(SavedByFields):
         Returns:
             `[B, S]` int32 rows, positives first, and `[B, S]` bool, which of them are real.
         """
-        most = int(self.number * self.positive_fraction)
-        positives, are_positive = _best(tf.where(matches >= 0, random, -1.0), most)
+        keys = tf.where(matches >= 0, random, -1.0)
+        positives, are_positive = _best(keys, self.most_positives)
         free = self.number - tf.reduce_sum(tf.cast(are_positive, tf.int32), axis=1, keepdims=True)
         negatives, are_negative = _best(tf.where(matches == BACKGROUND, random, -1.0), self.number)
         are_negative &= tf.range(self.number) < free

@@ -6,12 +6,34 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from sepc_tf.parity import dense, fcos, fusion, necks, networks, operators, reppoints, two_stage
+from sepc_tf.parity import (
+    dense,
+    fcos,
+    fusion,
+    masks,
+    necks,
+    networks,
+    operators,
+    reppoints,
+    two_stage,
+    two_stage_detectors,
+)
 from sepc_tf.parity.comparing import Comparison
 
 # One file each. Its `check_of(config)` gives (check, tolerance) for the cases that are its own and
 # None for others; a check is a function of a case and the `Comparison` that takes what it finds.
-FAMILIES = (operators, necks, fusion, networks, dense, fcos, reppoints, two_stage)
+FAMILIES = (
+    operators,
+    necks,
+    fusion,
+    networks,
+    dense,
+    fcos,
+    reppoints,
+    two_stage,
+    masks,
+    two_stage_detectors,
+)
 
 
 def check_of(config: dict) -> tuple[Callable, float]:

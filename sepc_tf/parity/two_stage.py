@@ -1,8 +1,8 @@
-"""Family of cases: two-stage detectors; RoIAlign, RPN, box head, Faster R-CNN."""
+"""Family of cases: parts of two-stage detectors; RoIAlign, RPN, box head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -11,16 +11,14 @@ import tensorflow as tf
 from sepc_tf import compat
 from sepc_tf.backbones import ResNet
 from sepc_tf.checkpoints import import_state_dict, mmdet_names, named_variables
-from sepc_tf.config import DetectorConfig, HeadConfig
 from sepc_tf.detectors.anchor_based import AnchorOptions
-from sepc_tf.detectors.two_stage.faster_rcnn import FasterRCNN, FasterRCNNOptions
 from sepc_tf.detectors.two_stage.roi_heads import BoxHead, RoIStage
 from sepc_tf.detectors.two_stage.rpn import RPN, ProposalOptions, RPNHead, RPNOptions, RPNTower
 from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.necks import FPN
 from sepc_tf.ops.boxes import pairwise_iou
 from sepc_tf.ops.coders import BoxCoder
-from sepc_tf.ops.matching import BACKGROUND, MaxIoUMatcher
+from sepc_tf.ops.matching import BACKGROUND, IGNORED, MaxIoUMatcher
 from sepc_tf.ops.nms import multiclass_nms, top_candidates
 from sepc_tf.ops.roi_align import roi_align, roi_levels
 from sepc_tf.ops.sampling import RandomSampler
@@ -31,19 +29,12 @@ from sepc_tf.parity.comparing import (
     relative_error,
 )
 from sepc_tf.parity.dense import padded_batch, split_levels
-from sepc_tf.parity.fusion import neck_config
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
-from sepc_tf.parity.kinks import DoubtfulGradients, compare_doubtful_gradients, recorded_relus
 from sepc_tf.parity.modules import compare_float32_gradients
-from sepc_tf.parity.networks import backbone_config
-from sepc_tf.zoo import build_detector
 
 
 def check_of(config: dict):
     """(check, tolerance) of a case with this config, None if it is of another family."""
-    model = config.get("model")
-    if isinstance(model, dict) and model.get("type") == "FasterRCNN":
-        return (check_step if "train_cfg" in config else check_test), NETWORK_TOLERANCE
     head = config.get("head")
     if isinstance(head, dict) and head.get("type") == "RPNHead":
         if "train_cfg" in config:
@@ -209,8 +200,21 @@ def check_rpn_head(case, comparison: Comparison) -> None:
     compare_float32_gradients(comparison, gradients, lambda: results("float64")[2])
 
 
-def layer_results(case, layers: Sequence[keras.layers.Layer], inputs, cotangents):
+def layer_results(
+    case,
+    layers: Sequence[keras.layers.Layer],
+    inputs,
+    cotangents,
+    further_loss: Callable | None = None,
+):
     """Runs built layers one after the other and differentiates `sum(output cotangent)`.
+
+    Args:
+        case: as in `check_case`; it has the parameters.
+        layers: called one after the other.
+        inputs: of the first one.
+        cotangents: of the structure of the outputs of the last one.
+        further_loss: function of these outputs; what it returns is added to the sum.
 
     Returns:
         outputs; the loss and the unit it is compared in; the gradients by `inputs`; and those by
@@ -231,9 +235,11 @@ def layer_results(case, layers: Sequence[keras.layers.Layer], inputs, cotangents
             for layer in layers:
                 outputs = layer(outputs)
             terms = tf.nest.map_structure(lambda y, c: y * tf.cast(c, y.dtype), outputs, cotangents)
-            loss = tf.add_n([tf.reduce_sum(term) for term in tf.nest.flatten(terms)])
+            loss = _sum(tf.reduce_sum(term) for term in tf.nest.flatten(terms))
+            if further_loss:
+                loss += tf.cast(further_loss(outputs), loss.dtype)
         # The loss may cancel to any small number: its unit is such a sum with random signs.
-        unit = tf.sqrt(tf.add_n([tf.reduce_sum(term**2) for term in tf.nest.flatten(terms)]))
+        unit = tf.sqrt(_sum(tf.reduce_sum(term**2) for term in tf.nest.flatten(terms)))
         sources = inputs, [compat.variable_value(v) for v in variables.values()]
         return outputs, (loss, unit), tape.gradient(loss, sources)
 
@@ -243,6 +249,11 @@ def layer_results(case, layers: Sequence[keras.layers.Layer], inputs, cotangents
         axes = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": (0,)}[layout]
         gradients[f"out.grad.{key}"] = np.transpose(gradient, axes)
     return outputs, loss, by_inputs, gradients
+
+
+def _sum(terms):
+    # Of layers in float64 features are float64, logits float32.
+    return tf.add_n([tf.cast(term, tf.float64) for term in terms])
 
 
 def check_rpn_loss(case, comparison: Comparison) -> None:
@@ -458,7 +469,7 @@ def check_box_loss(case, comparison: Comparison) -> None:
         comparison.equal(f"out.pos_assigned_gt_inds.{i}", kept)
 
     rows, here = given_samples(case, "")
-    samples = stage.samples(boxes, matches, behind_padding(case, rows, most), here, batch)
+    samples = stage.samples(boxes, matches, behind_padding(matches, rows), here, batch)
     compare_samples(case, comparison, samples)
     image = np.nonzero(here)[0][:, None]
     comparison.output("out.rois", np.hstack([image, samples["boxes"].numpy()[here]]))
@@ -490,17 +501,17 @@ def check_box_loss(case, comparison: Comparison) -> None:
     comparison.output("out.grad_bbox_pred", boxes.reshape(len(boxes), -1))
 
 
-def compare_samples(case, comparison, samples):
+def compare_samples(case, comparison, samples, prefix="out."):
     """Classes and box codes of the samples, in the authors' order of boxes."""
     here = samples["present"].numpy() if tf.is_tensor(samples["present"]) else samples["present"]
-    comparison.equal("out.labels", samples["columns"].numpy()[here])
-    comparison.output("out.bbox_targets", samples["codes"].numpy()[here])
+    comparison.equal(f"{prefix}labels", samples["columns"].numpy()[here])
+    comparison.output(f"{prefix}bbox_targets", samples["codes"].numpy()[here])
 
 
-def compare_accuracy(comparison, logits, columns):
+def compare_accuracy(comparison, logits, columns, prefix="out."):
     """How many of all boxes have their class on top, in percent."""
     right = np.argmax(logits, axis=-1) == columns
-    comparison.output("out.acc", np.array([100 * right.mean()]), scale=100.0)
+    comparison.output(f"{prefix}acc", np.array([100 * right.mean()]), scale=100.0)
 
 
 def images_of(case) -> range:
@@ -527,10 +538,13 @@ def padded_boxes(case) -> dict:
     return {"boxes": tf.constant(boxes), "labels": tf.constant(labels, tf.int32)}
 
 
-def behind_padding(case, rows: np.ndarray, most: int) -> np.ndarray:
-    """Rows of [objects; proposals] as rows of [objects padded to `most`; proposals]."""
-    counts = np.array([[len(case.data[f"in.gt_bboxes.{i}"])] for i in images_of(case)])
-    return rows + np.where(rows >= counts, most - counts, 0).astype(np.int32)
+def behind_padding(matches: tf.Tensor, rows: np.ndarray) -> tf.Tensor:
+    """Rows of [objects; proposals] as rows of both padded, of which the matches are given.
+
+    The authors ignore nothing here: what is ignored is padding.
+    """
+    places = tf.argsort(tf.cast(matches == IGNORED, tf.int32), axis=1, stable=True)
+    return tf.gather(places, rows, axis=1, batch_dims=1)
 
 
 def check_box_decoding(case, comparison: Comparison) -> None:
@@ -566,18 +580,18 @@ def check_box_decoding(case, comparison: Comparison) -> None:
         compare_detections(case, comparison, found, suffix)
 
 
-def compare_detections(case, comparison, found, suffix=""):
+def compare_detections(case, comparison, found, suffix="", prefix="out."):
     """Detections of one image; the authors sort them only where there are too many."""
     got = {name: value[0].numpy() for name, value in found.items()}
     count = got["num_detections"]
     detections = np.column_stack([got["boxes"], got["scores"], got["classes"]])[:count]
-    boxes, labels = (case.data[f"out.det_{name}{suffix}"] for name in ("bboxes", "labels"))
+    boxes, labels = (case.data[f"{prefix}det_{name}{suffix}"] for name in ("bboxes", "labels"))
     order = np.argsort(-boxes[:, 4], kind="stable")
     wanted = np.column_stack([boxes, labels])[order]
     detections = in_their_order(detections, wanted)
-    comparison.close(f"out.det_bboxes{suffix}", detections[:, :4], wanted[:, :4])
-    comparison.close(f"out.det_bboxes{suffix}", detections[:, 4], wanted[:, 4])
-    comparison.equal(f"out.det_labels{suffix}", detections[:, 5], wanted[:, 5])
+    comparison.close(f"{prefix}det_bboxes{suffix}", detections[:, :4], wanted[:, :4])
+    comparison.close(f"{prefix}det_bboxes{suffix}", detections[:, 4], wanted[:, 4])
+    comparison.equal(f"{prefix}det_labels{suffix}", detections[:, 5], wanted[:, 5])
 
 
 def check_refinement(case, comparison: Comparison) -> None:
@@ -599,218 +613,3 @@ def check_refinement(case, comparison: Comparison) -> None:
         comparison.output(f"out.refined.{i}", refined[kept])
         if i == 0:
             comparison.output("out.regressed", np.hstack([rois[own, :1], refined]))
-
-
-# ---------------------------------------------------------------- the whole detector
-
-
-def faster_rcnn_of(case) -> FasterRCNN:
-    """The detector of the case, with its weights."""
-    model, params = case.config["model"], case.params()
-    train, test = case.config.get("train_cfg", {}), case.config.get("test_cfg", {})
-    head = model["bbox_head"]
-    options = FasterRCNNOptions(
-        rpn=rpn_options(model["rpn_head"], train.get("rpn", {}).get("assigner")),
-        units=head["fc_out_channels"],
-        pooled_size=head["roi_feat_size"],
-        class_agnostic=head["reg_class_agnostic"],
-        box_stds=head["target_stds"],
-        smooth_l1_beta=head["loss_bbox"]["beta"],
-    )
-    config = DetectorConfig(
-        type="faster_rcnn",
-        convention="mmdet1",
-        backbone=backbone_config(model["backbone"]),
-        necks=[neck_config(model["neck"])],
-        head=HeadConfig(filters=model["neck"]["out_channels"]),
-        options=options,
-    )
-    stacked = {key.split(".")[3] for key in params if key.startswith("neck.1.Pconvs.")}
-    if stacked:
-        normalization = "integrated" if any(".bn." in k for k in params if "Pconvs" in k) else None
-        config.necks.append(
-            {"type": "pconv", "num_convs": len(stacked), "normalization": normalization}
-        )
-    if train:
-        assigner = train["rcnn"]["assigner"]
-        options.positive_iou = assigner["pos_iou_thr"]
-        options.negative_iou = assigner["neg_iou_thr"]
-        options.claim_iou = assigner["min_pos_iou"]
-    else:
-        options.test_proposals = proposal_options(test["rpn"])
-        config.score_threshold = test["rcnn"]["score_thr"]
-        config.nms_iou = test["rcnn"]["nms"]["iou_thr"]
-        config.max_detections = test["rcnn"]["max_per_img"]
-    detector = build_detector(config, num_classes=head["num_classes"] - 1)
-    import_state_dict(detector, params)
-    return detector
-
-
-class Step:
-    """A training step of the whole detector, with the proposals and samples that the case gives.
-
-    Args:
-        case: as in `check_case`.
-        dtype: "float32" or "float64".
-
-    Attributes:
-        detector: with the case's weights.
-        variables: dict of the golden key of a gradient -> trainable variable.
-        axes: dict of that key -> the permutation from our layout to the authors'.
-        images: `[B, H, W, 3]`.
-        present, matches, most: which proposals are real `[B, P]`, what [objects; proposals] are
-            matched to `[B, M + P]`, and M.
-        samples, here: of the second stage, see `RoIStage`, and `[B, S]` which are real.
-    """
-
-    def __init__(self, case, dtype: str = "float32") -> None:
-        before = keras.mixed_precision.global_policy()
-        keras.mixed_precision.set_global_policy(dtype)
-        try:
-            self.detector = faster_rcnn_of(case)
-        finally:
-            keras.mixed_precision.set_global_policy(before)
-        self.names = mmdet_names(self.detector)
-        self.variables, self.axes = {}, {}
-        for path, variable in named_variables(self.detector).items():
-            if variable.trainable:
-                key, layout = self.names[path]
-                self.variables[f"out.grad.{key}"] = compat.variable_value(variable)
-                axes = {"hwio": (3, 2, 0, 1), "io": (1, 0), "same": (0,)}[layout]
-                self.axes[f"out.grad.{key}"] = axes
-        self.images = tf.cast(nhwc(case.inputs()[f"{case.name}.img"]), dtype)
-        self.batch = padded_boxes(case)
-        self.batch["image_sizes"] = tf.constant(
-            [m["img_shape"][:2] for m in case.config["img_metas"]]
-        )
-        proposals, self.present = padded(
-            [case.data[f"in.proposals.{i}"][:, :4] for i in images_of(case)]
-        )
-        stage = self.detector.stage
-        candidates, self.matches = stage.candidates(
-            tf.constant(proposals), self.present, self.batch
-        )
-        self.most = self.batch["boxes"].shape[1]
-        rows, self.here = given_samples(case, "rcnn_")
-        rows = behind_padding(case, rows, self.most)
-        self.samples = stage.samples(
-            candidates, self.matches, rows, tf.constant(self.here), self.batch
-        )
-        self.rpn_samples = given_samples(case, "rpn_")
-
-    def forward(self) -> dict:
-        """The maps, the outputs of both stages, the losses, and `total`, the sum of these."""
-        detector, samples = self.detector, self.samples
-        pyramid, outputs = detector.pyramid_and_outputs(self.images, training=True)
-        targets = detector.label_anchors(outputs, self.batch)
-        losses = detector.losses_of_sample(outputs, targets, *self.rpn_samples)
-        heads = detector.stage(pyramid, samples["boxes"], samples["present"])
-        losses |= detector.stage.losses(heads, samples)
-        return {
-            "pyramid": pyramid,
-            "outputs": outputs,
-            "anchor_matches": targets["matches"],
-            "inside": detector.learnable_anchors(outputs, self.batch["image_sizes"]),
-            "heads": heads,
-            "losses": losses,
-            "total": tf.add_n([*losses.values()]),
-        }
-
-
-def check_step(case, comparison: Comparison) -> None:
-    """A training step with given proposals and samples: everything up to all gradients."""
-    step = Step(case)
-
-    @tf.function(autograph=False)
-    def run():
-        with tf.GradientTape() as tape, recorded_relus() as relus:
-            results = step.forward()
-        return results, tape.gradient(results["total"], step.variables), [x for x, _ in relus]
-
-    results, gradients, relu_inputs = run()
-    compare_first_stage(comparison, results["pyramid"], results["outputs"])
-    for i in images_of(case):
-        codes = their_codes(results["anchor_matches"][i].numpy())
-        comparison.equal(f"out.rpn_gt_inds.{i}", np.where(results["inside"][i], codes, -2))
-        own = step.matches[i, step.most : step.most + step.present[i].sum()].numpy()
-        comparison.equal(f"out.rcnn_gt_inds.{i}", their_codes(own))
-    logits, boxes = (results["heads"][name].numpy()[step.here] for name in ("classes", "boxes"))
-    comparison.output("out.cls_score", logits)
-    comparison.output("out.bbox_pred", boxes.reshape(len(boxes), -1))
-    compare_samples(case, comparison, step.samples)
-    losses = results["losses"]
-    compare_sums(case, comparison, losses["rpn_classification"], "out.loss_rpn_cls")
-    compare_sums(case, comparison, losses["rpn_box"], "out.loss_rpn_bbox")
-    comparison.output("out.loss_cls", losses["classification"])
-    comparison.output("out.loss_bbox", losses["box"])
-    comparison.output("out.loss", results["total"])
-    compare_accuracy(comparison, logits, step.samples["columns"].numpy()[step.here])
-    for path, variable in named_variables(step.detector).items():
-        key = f"out.new.{step.names[path][0]}"
-        if key in case.output_specs:
-            comparison.output(key, variable.numpy())
-
-    def in_float64():
-        exact = Step(case, "float64")
-        return DoubtfulGradients(
-            exact.variables, exact.axes, lambda: exact.forward()["total"], relu_inputs
-        )
-
-    gradients = {key: np.transpose(g, step.axes[key]) for key, g in gradients.items()}
-    zeros = [key for key in gradients if before_batch_norm(key, gradients)]
-    compare_doubtful_gradients(comparison, gradients, in_float64, zeros)
-
-
-def before_batch_norm(key: str, keys) -> bool:
-    """Whether a key is of the bias of a PConv's convolution that a batch norm follows."""
-    module, found, _ = key.partition(".Pconv.")
-    return bool(found) and key.endswith(".bias") and f"{module}.bn.weight" in keys
-
-
-def compare_first_stage(comparison, pyramid, outputs):
-    """The maps behind the necks and the raw outputs of the RPN."""
-    groups = {"fpn": pyramid, "rpn_cls": outputs["classification"], "rpn_reg": outputs["box"]}
-    for name, maps in groups.items():
-        for i, level in enumerate(maps):
-            comparison.output(f"out.{name}.{i}", nchw(level))
-
-
-def check_test(case, comparison: Comparison) -> None:
-    """One image: the first stage, its proposals, the box head on them, detections."""
-    detector, (meta,) = faster_rcnn_of(case), case.config["img_metas"]
-    image_sizes = tf.constant([meta["img_shape"][:2]])
-    proposals = case.data["in.proposals"]
-    present = tf.fill([1, len(proposals)], True)
-    scale = np.float32(meta["scale_factor"])
-
-    @tf.function(autograph=False)
-    def run(images):
-        pyramid, outputs = detector.pyramid_and_outputs(images, training=False)
-        found = detector.proposals(outputs, image_sizes, detector.test_proposals)
-        boxes = tf.constant(proposals[None, :, :4])
-        heads = detector.stage(pyramid, boxes, present)
-        scored = detector.stage.scored_boxes(heads, boxes, present, image_sizes)
-        background = detector.stage.refined(
-            heads, boxes, tf.zeros([1, len(proposals)], tf.int32), image_sizes
-        )
-        original_sizes = tf.cast(image_sizes, tf.float32) / scale
-        detections = detector.detect_in(pyramid, boxes, present, image_sizes, original_sizes)
-        return pyramid, outputs, found, heads, scored[0], background, detections
-
-    pyramid, outputs, found, heads, boxes, background, detections = run(
-        nhwc(case.inputs()[f"{case.name}.img"])
-    )
-    compare_first_stage(comparison, pyramid, outputs)
-    boxes_found, scores, kept = (x[0].numpy() for x in found)
-    ours = np.column_stack([boxes_found, scores])[kept]
-    error = relative_error(in_their_order(ours, proposals), proposals)
-    if not error <= comparison.tolerance:
-        comparison.problems.append(f"in.proposals: relative error {error:.1e}")
-    logits, deltas = heads["classes"][0], heads["boxes"][0].numpy()
-    comparison.output("out.cls_score.0", logits)
-    comparison.output("out.bbox_pred.0", deltas.reshape(len(deltas), -1))
-    if not detector.stage.head.class_agnostic:
-        boxes = tf.concat([background[:, :, None], boxes], axis=2)
-    comparison.output("out.boxes", (boxes[0].numpy() / scale).reshape(len(deltas), -1))
-    comparison.output("out.scores", tf.nn.softmax(logits))
-    compare_detections(case, comparison, detections)

@@ -20,7 +20,7 @@ class OptimizerConfig:
     # factors of learning rate and weight decay for the biases of convolutions and dense layers (not
     # the beta of norms); SGD with L2 only
     bias_lr_mult: float = setting(1.0, at_least=0)
-    bias_decay_mult: float = setting(1.0, at_least=0)
+    bias_decay_mult: float = setting(1.0, at_least=0)  # see bias_lr_mult
     clip_norm: float | None = setting(35.0, above=0)  # of all gradients together; null: none
     options: dict[str, Any] = setting({})  # further constructor arguments
 
@@ -35,7 +35,7 @@ class ScheduleConfig:
     decay: float = setting(0.1, above=0, at_most=1)  # of `steps`
     # linear: from warmup_ratio to 1; constant: warmup_ratio all the while
     warmup: str = setting("linear", choices=("linear", "constant"))
-    warmup_steps: int = setting(500, at_least=0)
+    warmup_steps: int = setting(500, at_least=0)  # how long `warmup` lasts
     warmup_ratio: float = setting(1 / 3, at_least=0, at_most=1)  # of the rate, at the first step
 
 

@@ -11,8 +11,10 @@ import tensorflow as tf
 from sepc_tf.detectors.anchor_based import check_same_convention
 from sepc_tf.detectors.dense import as_list, pyramid_strides
 from sepc_tf.detectors.two_stage.roi_heads import BoxHead, RoIStage
+from sepc_tf.detectors.two_stage.roi_part import RoIPart
 from sepc_tf.detectors.two_stage.rpn import RPN, ProposalOptions, RPNOptions
 from sepc_tf.layers.roi_align import RoIAlign
+from sepc_tf.ops.boxes import rescale_boxes
 from sepc_tf.ops.coders import BoxCoder
 from sepc_tf.ops.matching import MaxIoUMatcher
 from sepc_tf.ops.sampling import RandomSampler
@@ -42,15 +44,18 @@ class FasterRCNNOptions:
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 class FasterRCNN(RPN):
-    """A region proposal network, and a box head that classifies and moves its proposals.
+    """A region proposal network, and heads that classify and move its proposals.
 
-    The losses are those of `RPN` and those of its stage, see `RoIStage.losses`. What is sampled
-    depends on `sampling_seed`, the optimizer's step and the place in the batch only, so a run that
-    continues samples as one that was not stopped.
+    The losses are those of `RPN` and those of its `RoIPart`. What is sampled depends on
+    `train.seed`, the optimizer's step and the place in the batch only, so a run that continues
+    samples as one that was not stopped.
+
+    With a mask branch the detections have `masks` `[B, D, S, S]` float32 besides: probabilities, at
+    equal distances inside each box (0 past the end).
 
     Args:
         backbone, necks, towers, head, anchor_generator, coder, matcher, sampler: of the `RPN`.
-        stage: `RoIStage`.
+        roi: `RoIPart`.
         train_proposals, test_proposals: `ProposalOptions` of learning and of detecting.
         **settings: of `RPN`, `AnchorDetector` and `DenseDetector`; `nms_pre` is not used.
 
@@ -68,7 +73,6 @@ class FasterRCNN(RPN):
     """
 
     Options = FasterRCNNOptions
-    loss_names = (*RPN.loss_names, "classification", "box")
 
     def __init__(
         self,
@@ -77,19 +81,24 @@ class FasterRCNN(RPN):
         towers: keras.layers.Layer,
         head: keras.layers.Layer,
         *,
-        stage: RoIStage,
+        roi: RoIPart,
         train_proposals: ProposalOptions,
         test_proposals: ProposalOptions,
         **settings: Any,
     ) -> None:
         # No layers themselves, and needed to build the layers.
-        self.stage = stage
+        self.roi = roi
         self.train_proposals = train_proposals
         self.test_proposals = test_proposals
-        settings["further_layers"] = [stage.head]
+        settings["further_layers"] = roi.layers
         super().__init__(backbone, necks, towers, head, **settings)
-        check_same_convention(coder=self.coder, stage=stage.coder)
-        self.num_classes = stage.head.num_classes
+        coders = {f"stage {i}": stage.coder for i, stage in enumerate(roi.stages)}
+        check_same_convention(coder=self.coder, **coders)
+        self.num_classes = roi.stages[0].head.num_classes
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        return (*super().loss_names, *self.roi.loss_names)
 
     @classmethod
     def from_parts(
@@ -102,51 +111,46 @@ class FasterRCNN(RPN):
             filters: channels of the RPN's convolution.
             num_classes: number of object classes, without background.
             convention: "modern", or "mmdet1" for mmdetection's checkpoints.
-            options: `FasterRCNNOptions`; by default the published ones.
+            options: an instance of the detector's `Options`; by default the published ones.
             **settings: of the constructor.
         """
         options = options or cls.Options()
-        strides = [stride for stride in pyramid_strides(as_list(necks)) if stride <= 32]
-        stage = RoIStage(
-            pooler=RoIAlign(
-                strides,
-                options.pooled_size,
-                finest_scale=14.0 * strides[0],  # 56 on P2
-                convention=convention,
-                name="pooler",
-            ),
-            head=BoxHead(
-                num_classes,
-                options.units,
-                class_agnostic=options.class_agnostic,
-                name="box_head",
-            ),
-            matcher=MaxIoUMatcher(
-                options.positive_iou, options.negative_iou, convention, options.claim_iou
-            ),
-            sampler=RandomSampler(options.sampled, options.positive_fraction),
-            coder=BoxCoder(options.box_stds, convention),
-            smooth_l1_beta=options.smooth_l1_beta,
-        )
         return super().from_parts(
             backbone,
             necks,
             filters,
             convention,
             options.rpn,
-            stage=stage,
+            roi=cls.roi_part(options, as_list(necks), num_classes, convention),
             train_proposals=options.train_proposals,
             test_proposals=options.test_proposals,
             **settings,
         )
 
+    @classmethod
+    def roi_part(
+        cls, options: Any, necks: list[keras.layers.Layer], num_classes: int, convention: str
+    ) -> RoIPart:
+        """What lies behind the proposals; arguments as in `from_parts`."""
+        return RoIPart([box_stage(options, necks, num_classes, convention)], [1.0])
+
     # ---------------------------------------------------------------- parts, forward
 
     def part_inputs(self, images_shape):
         inputs = super().part_inputs(images_shape)
-        size, boxes = self.stage.pooler.size, self.test_proposals.max_proposals
-        channels = tuple(inputs["towers"][0])[-1]
-        inputs[self.stage.head.name] = (images_shape[0], boxes, size, size, channels)
+        pyramid = inputs["towers"]
+        batch, channels = images_shape[0], tuple(pyramid[0])[-1]
+        for stage in self.roi.stages:
+            size, boxes = stage.pooler.size, self.test_proposals.max_proposals
+            inputs[stage.head.name] = (batch, boxes, size, size, channels)
+        if self.roi.masks:
+            size = self.roi.masks.pooler.size
+            shape = (batch, self.max_detections, size, size, channels)
+            for head in self.roi.masks.heads:
+                before = (*shape[:-1], head.filters)
+                inputs[head.name] = (shape, before) if head.flow else shape
+        if self.roi.semantic:
+            inputs[self.roi.semantic.head.name] = pyramid
         return inputs
 
     def pyramid_and_outputs(
@@ -161,15 +165,10 @@ class FasterRCNN(RPN):
     def batch_losses(self, batch, training):
         pyramid, outputs = self.pyramid_and_outputs(batch["images"], training)
         boxes, _, present = self.proposals(outputs, batch["image_sizes"], self.train_proposals)
-        boxes, matches = self.stage.candidates(boxes, present, batch)
-        rows, present = self.stage.sampler(matches, self.random(matches, 1))
-        samples = self.stage.samples(boxes, matches, rows, present, batch)
-        return {**self.compute_losses(outputs, batch), **self.stage_losses(pyramid, samples)}
-
-    def stage_losses(self, pyramid: list, samples: dict) -> dict[str, tf.Tensor]:
-        """The losses of the box head for given samples (see `RoIStage`)."""
-        outputs = self.stage(pyramid, samples["boxes"], samples["present"])
-        return self.stage.losses(outputs, samples)
+        semantic = self.roi.semantic_outputs(pyramid)
+        rounds = self.roi.rounds(pyramid, semantic, boxes, present, batch, self.sample)
+        losses = self.roi.losses(rounds, semantic, batch)
+        return {**self.compute_losses(outputs, batch), **losses}
 
     # ---------------------------------------------------------------- inference
 
@@ -193,9 +192,19 @@ class FasterRCNN(RPN):
             boxes, present: `[B, P, 4]` xyxy and `[B, P]` bool.
             image_sizes, original_sizes: as in `detect`.
         """
-        outputs = self.stage(pyramid, boxes, present)
-        boxes, scores = self.stage.scored_boxes(outputs, boxes, present, image_sizes)
-        return self.suppressed(boxes, scores, image_sizes, original_sizes)
+        semantic = self.roi.semantic_outputs(pyramid)
+        steps = self.roi.steps(pyramid, semantic, boxes, present, image_sizes)
+        scored = self.roi.scored_boxes(steps, present, image_sizes)
+        found = self.suppressed(*scored, image_sizes, original_sizes)
+        if not self.roi.masks:
+            return found
+        boxes, present = found["boxes"], found["classes"] >= 0
+        if original_sizes is not None:  # back in pixels of the network's input
+            boxes = rescale_boxes(boxes, original_sizes, image_sizes, self.convention)
+        pooled = self.roi.mask_features(pyramid, semantic, boxes, present)
+        columns = tf.maximum(found["classes"] + 1, 0)
+        masks = self.roi.masks.probabilities(pooled, columns)
+        return {**found, "masks": tf.where(present[..., None, None], masks, 0.0)}
 
     # ---------------------------------------------------------------- saving
 
@@ -203,7 +212,35 @@ class FasterRCNN(RPN):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "stage": serialize(self.stage),
+            "roi": serialize(self.roi),
             "train_proposals": serialize(self.train_proposals),
             "test_proposals": serialize(self.test_proposals),
         }
+
+
+def box_stage(
+    options: FasterRCNNOptions,
+    necks: list[keras.layers.Layer],
+    num_classes: int,
+    convention: str,
+    name: str = "box_head",
+) -> RoIStage:
+    """A stage of `FasterRCNNOptions` behind necks, its head of this name."""
+    return RoIStage(
+        pooler=box_pooler(necks, options.pooled_size, convention),
+        head=BoxHead(num_classes, options.units, class_agnostic=options.class_agnostic, name=name),
+        matcher=MaxIoUMatcher(
+            options.positive_iou, options.negative_iou, convention, options.claim_iou
+        ),
+        sampler=RandomSampler(options.sampled, options.positive_fraction),
+        coder=BoxCoder(options.box_stds, convention),
+        smooth_l1_beta=options.smooth_l1_beta,
+    )
+
+
+def box_pooler(necks: list[keras.layers.Layer], size: int, convention: str) -> RoIAlign:
+    """RoIAlign on the levels up to stride 32; boxes of up to 112 pixels are read from P2."""
+    strides = [stride for stride in pyramid_strides(necks) if stride <= 32]
+    return RoIAlign(
+        strides, size, finest_scale=14.0 * strides[0], convention=convention, name="pooler"
+    )

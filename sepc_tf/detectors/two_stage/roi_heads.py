@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from sepc_tf.detectors.base import all_reduce_sum
+from sepc_tf.detectors.two_stage.saved import SavedByParts
 from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.ops.boxes import clip_boxes, has_area
 from sepc_tf.ops.coders import BoxCoder
@@ -112,13 +113,14 @@ class BoxHead(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 @dataclasses.dataclass(frozen=True)
-class RoIStage:
+class RoIStage(SavedByParts):
     """What one stage makes of boxes; Faster R-CNN has one, a cascade several.
 
     *Samples* are a dict of what is learnt from in a batch, S boxes of each image: `boxes`
     `[B, S, 4]`, `present` `[B, S]` bool, `matches` `[B, S]` int32 (of `sepc_tf.ops.matching`),
-    `columns` `[B, S]` int32 (0 background, else class + 1) and `codes` `[B, S, 4]`, the box code
-    of the matched object (0 where there is none).
+    `columns` `[B, S]` int32 (0 background, else class + 1), `codes` `[B, S, 4]`, the box code of
+    the matched object (0 where there is none), and `own` `[B, S]` bool, which boxes are objects
+    themselves. Positives come first.
 
     Args:
         pooler: from a pyramid and boxes to features.
@@ -135,12 +137,6 @@ class RoIStage:
     sampler: RandomSampler
     coder: BoxCoder
     smooth_l1_beta: float = 1.0
-
-    def __call__(self, pyramid: list, boxes: tf.Tensor, present: tf.Tensor) -> dict:
-        """The head's outputs for `[B, R, 4]` boxes, `[B, R]` of them real."""
-        return self.head(self.pooler(pyramid, boxes, present))
-
-    # ---------------------------------------------------------------- learning
 
     def candidates(
         self, boxes: tf.Tensor, present: tf.Tensor, batch: dict
@@ -181,6 +177,7 @@ class RoIStage:
             "matches": matches,
             "columns": tf.where(positive, classes + 1, 0),
             "codes": tf.where(positive[..., None], codes, 0.0),
+            "own": rows < tf.shape(batch["labels"])[1],
         }
 
     def losses(self, outputs: dict, samples: dict) -> dict[str, tf.Tensor]:
@@ -214,9 +211,12 @@ class RoIStage:
     def refined(
         self, outputs: dict, boxes: tf.Tensor, columns: tf.Tensor, image_sizes: tf.Tensor
     ) -> tf.Tensor:
-        """`[B, R, 4]` boxes, moved by the codes of a column each and clipped to the image."""
+        """`[B, R, 4]` boxes, moved by the codes of a column each and clipped to the image.
+
+        No gradient flows through them.
+        """
         boxes = self.coder.decode(boxes, self.codes_of(outputs, columns))
-        return clip_boxes(boxes, image_sizes, self.coder.convention)
+        return tf.stop_gradient(clip_boxes(boxes, image_sizes, self.coder.convention))
 
     def scored_boxes(
         self, outputs: dict, boxes: tf.Tensor, present: tf.Tensor, image_sizes: tf.Tensor
@@ -233,20 +233,3 @@ class RoIStage:
         boxes = self.coder.decode(boxes[:, :, None], codes)
         boxes = clip_boxes(boxes, image_sizes, self.coder.convention)
         return boxes, tf.where(present[..., None], scores, 0.0)
-
-    # ---------------------------------------------------------------- saving
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, as a dict."""
-        serialize = keras.saving.serialize_keras_object
-        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {
-            name: part if isinstance(part, float) else serialize(part)
-            for name, part in parts.items()
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> RoIStage:
-        """The inverse of `get_config`."""
-        deserialize = keras.saving.deserialize_keras_object
-        return cls(**{k: deserialize(v) if isinstance(v, dict) else v for k, v in config.items()})

@@ -23,6 +23,10 @@ from sepc_tf.settings import setting
 
 keras.saving.register_keras_serializable(package="sepc_tf")(RandomSampler)
 
+# Draws of random numbers in a step: this one for the anchors, those from 0 on for what follows.
+RPN_DRAW = 31
+DRAWS = 32
+
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
 @dataclasses.dataclass
@@ -249,7 +253,7 @@ class RPN(AnchorDetector):
 
     def compute_losses(self, outputs, batch):
         targets = self.label_anchors(outputs, batch)
-        rows, present = self.sampler(targets["matches"], self.random(targets["matches"], 0))
+        rows, present = self.sample(self.sampler, targets["matches"], RPN_DRAW)
         return self.losses_of_sample(outputs, targets, rows, present)
 
     def losses_of_sample(
@@ -283,19 +287,22 @@ class RPN(AnchorDetector):
             "rpn_box": tf.reduce_sum(tf.where(positive, box, 0.0)) / normaliser,
         }
 
-    def random(self, values: tf.Tensor, stream: int) -> tf.Tensor:
-        """`[B, N]` random numbers of this step for `[B, N]` values; other ones for each stream."""
+    def sample(
+        self, sampler: RandomSampler, matches: tf.Tensor, draw: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What a sampler takes of `[B, N]` matches in this step; other numbers for each draw."""
         optimizer = getattr(self, "optimizer", None)
         step = 0 if optimizer is None else tf.convert_to_tensor(optimizer.iterations)
         context = tf.distribute.get_replica_context()
-        shape = tf.shape(values)
-        return random_of_step(
+        shape = tf.shape(matches)
+        random = random_of_step(
             (shape[0], shape[1]),
-            2 * self.sampling_seed + stream,
+            DRAWS * self.sampling_seed + draw,
             step,
             context.num_replicas_in_sync,
             context.replica_id_in_sync_group,
         )
+        return sampler(matches, random)
 
     # ---------------------------------------------------------------- proposals
 

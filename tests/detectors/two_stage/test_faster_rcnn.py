@@ -124,8 +124,9 @@ def test_given_proposals_are_detected_in_pixels_of_the_original_image(detector):
 
 def test_all_parts_of_one_convention():
     detector = tiny("mmdet1")
-    assert detector.stage.pooler.convention == detector.stage.matcher.convention == "mmdet1"
-    assert detector.convention == detector.stage.coder.convention == "mmdet1"
-    with pytest.raises(ValueError, match="coder and stage must share one convention"):
-        config = {**detector.get_config(), "stage": tiny().get_config()["stage"]}
+    (stage,) = detector.roi.stages
+    assert stage.pooler.convention == stage.matcher.convention == "mmdet1"
+    assert detector.convention == stage.coder.convention == "mmdet1"
+    with pytest.raises(ValueError, match="coder and stage 0 must share one convention"):
+        config = {**detector.get_config(), "roi": tiny().get_config()["roi"]}
         FasterRCNN.from_config(config)
