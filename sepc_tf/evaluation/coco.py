@@ -179,7 +179,7 @@ def encode_detections(masks, boxes, height, width, convention="modern"):
 
     Example:
         >>> encode_detections(np.ones([1, 28, 28]), np.array([[0, 0, 2, 2]]), 3, 3)
-        [{'size': [3, 3], 'counts': '02121004'}]
+        [{'size': [3, 3], 'counts': '02103'}]
     """
     return [
         encode_mask(paste_mask(mask, box, height, width, convention))
