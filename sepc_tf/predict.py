@@ -14,6 +14,7 @@ from PIL import Image
 
 from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
 from sepc_tf.errors import UnreadableImageError
+from sepc_tf.exported import ExportedModel
 from sepc_tf.files import check_writable, write_json, writing
 from sepc_tf.inference import detect_images
 from sepc_tf.progress import track
@@ -44,7 +45,10 @@ class Predictor:
     """Runs a detector on single images; keep one object for many images.
 
     Args:
-        run: a `sepc_tf.runs.Run`.
+        model: a `sepc_tf.runs.Run`, or a `sepc_tf.exported.ExportedModel` of any format.
+
+    Attributes:
+        categories: `[{"id": int, "name": str}, ...]` in the order of the classes.
 
     Example:
         >>> detections = Predictor(load_run("runs/demo"))("image.jpg")
@@ -52,12 +56,15 @@ class Predictor:
         True
     """
 
-    def __init__(self, run: Run):
-        self.categories = run.categories
-        self._detect = tf.function(
-            functools.partial(detect_images, run.detector, run.config.data),
-            input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
-        )
+    def __init__(self, model: Run | ExportedModel):
+        self.categories = model.categories
+        if isinstance(model, ExportedModel):
+            self._detect = model.detect
+        else:
+            self._detect = tf.function(
+                functools.partial(detect_images, model.detector, model.config.data),
+                input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
+            )
 
     def __call__(self, image: str | Path | np.ndarray) -> Detections:
         """Detects objects in one image.
@@ -79,7 +86,7 @@ class Predictor:
             raise ValueError(
                 f"image: expected [height, width, 3] uint8, got {image.shape} {image.dtype}"
             )
-        result = {name: value[0].numpy() for name, value in self._detect(image[None]).items()}
+        result = {name: np.asarray(v[0]) for name, v in self._detect(image[None]).items()}
         count = int(result["num_detections"])
         classes = result["classes"][:count]
         return Detections(
@@ -91,7 +98,7 @@ class Predictor:
 
 
 def predict_files(
-    run: Run,
+    model: Run | ExportedModel,
     paths: Sequence[str | Path],
     out_dir: str | Path,
     min_score: float = 0.3,
@@ -101,7 +108,7 @@ def predict_files(
     """Predicts for image files and folders; draws each and writes `predictions.json`.
 
     Args:
-        run: a `sepc_tf.runs.Run`.
+        model: as of `Predictor`.
         paths: image files or folders (searched recursively).
         out_dir: where the pictures and `predictions.json` go.
         min_score: boxes below are not drawn; the JSON has them all.
@@ -130,7 +137,7 @@ def predict_files(
         raise FileExistsError(
             f"{out_dir} holds input images, which the pictures could replace; give another --out"
         )
-    predictor = Predictor(run)
+    predictor = Predictor(model)
     found, failed, used = {}, {}, set()
     for path in track(files, description="predicting"):
         try:
@@ -154,7 +161,7 @@ def predict_files(
             detections.boxes[drawn],
             detections.classes[drawn],
             scores=detections.scores[drawn],
-            names=[category["name"] for category in run.categories],
+            names=[category["name"] for category in model.categories],
         )
         file = out_dir / _unused_name(path.stem, used)
         with writing(file):
@@ -167,8 +174,8 @@ def predict_files(
                     "file": name,
                     "detections": [
                         {
-                            "category_id": run.categories[c]["id"],
-                            "name": run.categories[c]["name"],
+                            "category_id": model.categories[c]["id"],
+                            "name": model.categories[c]["name"],
                             "score": float(score),
                             "box_xyxy": [float(v) for v in box],
                         }

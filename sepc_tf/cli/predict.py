@@ -1,6 +1,7 @@
 """Draws the predictions for images and writes them as JSON.
 
 sepc-tf predict --run-dir runs/demo --out predictions photos/ image.jpg
+sepc-tf predict --model served.onnx --out predictions photos/
 """
 
 from pathlib import Path
@@ -9,7 +10,9 @@ from sepc_tf.cli.numbers import fraction, whole_number
 
 
 def add_arguments(parser):
-    parser.add_argument("--run-dir", type=Path, required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run-dir", type=Path)
+    source.add_argument("--model", type=Path, help="what sepc-tf export wrote, of any format")
     parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures and JSON")
     parser.add_argument("--min-score", type=fraction, default=0.3, help="draw from this score on")
@@ -24,12 +27,17 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    from sepc_tf.exported import ExportedModel
     from sepc_tf.predict import list_images, predict_files
     from sepc_tf.runs import load_run
 
     list_images(arguments.paths)  # a missing path is an error before the model is built
+    if arguments.model:
+        model = ExportedModel(arguments.model)
+    else:
+        model = load_run(arguments.run_dir, arguments.checkpoint)
     found, failed = predict_files(
-        load_run(arguments.run_dir, arguments.checkpoint),
+        model,
         arguments.paths,
         arguments.out,
         arguments.min_score,

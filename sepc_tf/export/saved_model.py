@@ -55,7 +55,7 @@ class Server(tf.Module):
         return tf.map_fn(serve_one, image_bytes, fn_output_signature=specs)
 
 
-def export(run, directory: str | Path) -> Path:
+def export_saved_model(run, directory: str | Path) -> Path:
     """Writes a run's detector as a SavedModel.
 
     It has two signatures: `serving_default` takes `images`, pixels, and `serving_bytes` takes
@@ -75,7 +75,7 @@ def export(run, directory: str | Path) -> Path:
             What was exported there before stays.
 
     Example:
-        >>> export(load_run("runs/demo"), "served").name
+        >>> export_saved_model(load_run("runs/demo"), "served").name
         'served'
         >>> serve = tf.saved_model.load("served").signatures["serving_default"]
         >>> serve(images=tf.zeros([1, 480, 640, 3], tf.uint8))["boxes"].shape
@@ -98,7 +98,7 @@ def export(run, directory: str | Path) -> Path:
         "serving_bytes": server.serve_bytes.get_concrete_function(),
     }
     size = sum(value.nbytes for value in read_variables(named_variables(run.detector)).values())
-    with _folder_beside(place) as folder:
+    with folder_beside(place) as folder:
         partial = folder / "model"
         with writing(directory, needed=size):
             tf.saved_model.save(server, str(partial), signatures=signatures)
@@ -111,7 +111,7 @@ def export(run, directory: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _folder_beside(place: Path) -> Iterator[Path]:
+def folder_beside(place: Path) -> Iterator[Path]:
     """A folder to write in that is gone afterwards; one export at a time has it.
 
     What a killed export left of it is removed.
