@@ -65,7 +65,6 @@ setup(
         "kerashub": ["keras-hub==0.29.1"],
         "litert": ["ai-edge-litert>=2.3,<3"],
         "onnx": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2"],
-        "openvino": ["openvino>=2026.4,<2027"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "hotcoco>=1.3,<2"],
     },
 )

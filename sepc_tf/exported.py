@@ -29,8 +29,8 @@ class Description:
     """What is done around a model that maps one padded image to candidates.
 
     Attributes:
-        format: "litert", "onnx" or "openvino".
-        precision: "float32", "float16", "bfloat16" or "int8".
+        format: "litert" or "onnx".
+        precision: "float32", "float16" or "int8".
         image_size: height and width of its input in pixels.
         categories: `[{"id": int, "name": str}, ...]` in the order of its classes.
         resizing: `test_short_side`, `long_side`, `mean` and `std` of the run's `data`.
@@ -82,7 +82,7 @@ class ExportedModel:
                 f"{description_file(file)} is no description of a model ({error}); export again"
             ) from error
         self.categories = description.categories
-        self.detect = around(description, run(file, description))
+        self.detect = around(description, run(file))
 
 
 def description_file(file: Path) -> Path:
@@ -166,7 +166,7 @@ class _Candidates:
         return multiclass_nms(boxes, tf.constant(scores), **self.description.suppression)
 
 
-def _litert(file, description):
+def _litert(file):
     module = import_package(
         "ai_edge_litert.interpreter", "sepc-tf[litert]", f"a LiteRT model ({file})"
     )
@@ -185,7 +185,7 @@ def _litert(file, description):
     return candidates
 
 
-def _onnx(file, description):
+def _onnx(file):
     module = import_package("onnxruntime", "sepc-tf[onnx]", f"an ONNX model ({file})")
     session = module.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
@@ -196,22 +196,8 @@ def _onnx(file, description):
     return candidates
 
 
-def _openvino(file, description):
-    module = import_package("openvino", "sepc-tf[openvino]", f"an OpenVINO model ({file})")
-    # By default it may compute in bfloat16 where the CPU can.
-    hint = {"bfloat16": "bf16"}.get(description.precision, "f32")
-    options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-    model = module.Core().compile_model(str(file), "CPU", options)
-
-    def candidates(images, image_sizes):
-        outputs = model({"images": images, "image_sizes": image_sizes})
-        return outputs["boxes"], outputs["scores"]
-
-    return candidates
-
-
-# From a format to a function of (file, description) that loads what computes candidates.
-RUNTIMES: dict[str, Callable] = {"litert": _litert, "onnx": _onnx, "openvino": _openvino}
+# From a format to a function of the file that loads what computes candidates.
+RUNTIMES: dict[str, Callable] = {"litert": _litert, "onnx": _onnx}
 
 
 def _read(path):

@@ -19,9 +19,9 @@ from sepc_tf.exported import Description, around, description_file
 from sepc_tf.files import check_writable, write_json, writing
 
 # Format -> how its files end. Each has a module here with `PRECISIONS` and `write`.
-SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
+SUFFIXES = {"litert": ".tflite", "onnx": ".onnx"}
 FORMATS = ("saved_model", *SUFFIXES)
-PRECISIONS = ("float32", "float16", "bfloat16", "int8")
+PRECISIONS = ("float32", "float16", "int8")
 CALIBRATION_IMAGES = 32
 
 
@@ -42,7 +42,7 @@ def export(
     Args:
         run: a `sepc_tf.runs.Run`.
         path: folder of a SavedModel; else a file that ends as those of the format, or a folder to
-            write `model.tflite`, `model.onnx` or `model.xml` (with `model.bin`) to.
+            write `model.tflite` or `model.onnx` to.
         format: one of `FORMATS`.
         precision: one of `PRECISIONS` that the format has.
         image_size: height and width of the input in pixels, multiples of `data.size_divisor`; not
