@@ -21,7 +21,6 @@ from sepc_tf.files import check_writable, write_json, writing
 # Format -> how its files end. Each has a module here with `PRECISIONS` and `write`.
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx"}
 FORMATS = ("saved_model", *SUFFIXES)
-PRECISIONS = ("float32", "float16", "int8")
 CALIBRATION_IMAGES = 32
 
 
@@ -44,7 +43,7 @@ def export(
         path: folder of a SavedModel; else a file that ends as those of the format, or a folder to
             write `model.tflite` or `model.onnx` to.
         format: one of `FORMATS`.
-        precision: one of `PRECISIONS` that the format has.
+        precision: "float32", "float16" (litert) or "int8" (litert, onnx).
         image_size: height and width of the input in pixels, multiples of `data.size_divisor`; not
             of "saved_model", which takes any. By default the smallest that holds every validation
             image as evaluation resizes it. An image that does not fit is made smaller.

@@ -37,6 +37,7 @@ SAME = {
     "Minimum": "Min",
     "Mul": "Mul",
     "Neg": "Neg",
+    "Pow": "Pow",
     "RealDiv": "Div",
     "Relu": "Relu",
     "Select": "Where",
