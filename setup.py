@@ -70,6 +70,8 @@ setup(
         "convert": ["torch>=2.6"],
         "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "furo>=2025.12"],
         "kerashub": ["keras-hub==0.29.1"],
+        "litert": ["ai-edge-litert>=2.3,<3"],
+        "onnx": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "hotcoco>=1.3,<2"],
     },
 )

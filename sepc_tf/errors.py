@@ -17,6 +17,10 @@ class DatasetError(UserError, ValueError):
     """A data set that cannot be used; the message names the file and what is wrong in it."""
 
 
+class ModelError(UserError, ValueError):
+    """An exported model that cannot be used; the message names the file and the remedy."""
+
+
 class UnreadableImageError(UserError, ValueError):
     """An image file that is missing, cut off, or not an image; the message names it."""
 

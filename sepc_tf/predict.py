@@ -16,6 +16,7 @@ from sepc_tf.data.images import IMAGE_SUFFIXES, read_image
 from sepc_tf.data.segmentations import decode_mask
 from sepc_tf.errors import UnreadableImageError
 from sepc_tf.evaluation.coco import encode_detections
+from sepc_tf.exported import ExportedModel
 from sepc_tf.files import check_writable, write_json, writing
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.boxes import LAST_PIXEL
@@ -56,7 +57,10 @@ class Predictor:
     """Runs a detector on single images; keep one object for many images.
 
     Args:
-        run: a `sepc_tf.runs.Run`.
+        model: a `sepc_tf.runs.Run`, or a `sepc_tf.exported.ExportedModel` of any format.
+
+    Attributes:
+        categories: `[{"id": int, "name": str}, ...]` in the order of the classes.
 
     Example:
         >>> detections = Predictor(load_run("runs/demo"))("image.jpg")
@@ -64,14 +68,17 @@ class Predictor:
         True
     """
 
-    def __init__(self, run: Run):
-        self.categories = run.categories
-        self._convention = run.detector.convention
-        self._detect = tf.function(
-            functools.partial(detect_images, run.detector, run.config.data),
-            autograph=False,
-            input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
-        )
+    def __init__(self, model: Run | ExportedModel):
+        self.categories = model.categories
+        if isinstance(model, ExportedModel):
+            self._detect = model.detect
+        else:
+            self._convention = model.detector.convention
+            self._detect = tf.function(
+                functools.partial(detect_images, model.detector, model.config.data),
+                autograph=False,
+                input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
+            )
 
     def __call__(self, image: str | Path | np.ndarray) -> Detections:
         """Detects objects in one image.
@@ -93,7 +100,7 @@ class Predictor:
             raise ValueError(
                 f"image: expected [height, width, 3] uint8, got {image.shape} {image.dtype}"
             )
-        result = {name: value[0].numpy() for name, value in self._detect(image[None]).items()}
+        result = {name: np.asarray(v[0]) for name, v in self._detect(image[None]).items()}
         count = int(result["num_detections"])
         boxes, classes = result["boxes"][:count], result["classes"][:count]
         segmentations = None
@@ -113,7 +120,7 @@ class Predictor:
 
 
 def predict_files(
-    run: Run,
+    model: Run | ExportedModel,
     paths: Sequence[str | Path],
     out_dir: str | Path,
     min_score: float = 0.3,
@@ -123,7 +130,7 @@ def predict_files(
     """Predicts for image files and folders; draws each and writes `predictions.json`.
 
     Args:
-        run: a `sepc_tf.runs.Run`.
+        model: as of `Predictor`.
         paths: image files or folders (searched recursively).
         out_dir: where the pictures and `predictions.json` go.
         min_score: boxes below are not drawn; the JSON has them all.
@@ -152,7 +159,7 @@ def predict_files(
         raise FileExistsError(
             f"{out_dir} holds input images, which the pictures could replace; give another --out"
         )
-    predictor = Predictor(run)
+    predictor = Predictor(model)
     found, failed, used = {}, {}, set()
     for path in track(files, description="predicting"):
         try:
@@ -177,7 +184,7 @@ def predict_files(
             detections.boxes[drawn],
             detections.classes[drawn],
             scores=detections.scores[drawn],
-            names=[category["name"] for category in run.categories],
+            names=[category["name"] for category in model.categories],
             masks=masks and [mask for mask, shown in zip(masks, drawn) if shown],
         )
         file = out_dir / _unused_name(path.stem, used)
@@ -191,8 +198,8 @@ def predict_files(
                     "file": name,
                     "detections": [
                         {
-                            "category_id": run.categories[c]["id"],
-                            "name": run.categories[c]["name"],
+                            "category_id": model.categories[c]["id"],
+                            "name": model.categories[c]["name"],
                             "score": float(score),
                             "box_xyxy": [float(v) for v in box],
                             **({"segmentation": d.segmentations[i]} if d.segmentations else {}),

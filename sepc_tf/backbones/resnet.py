@@ -63,7 +63,7 @@ class BackboneNormalization(IntegratedBatchNormalization):
         return {**super().get_config(), "mode": self.mode}
 
 
-class _Block(keras.layers.Layer):
+class ResNetBlock(keras.layers.Layer):
     """A residual block: `relu(body(x) + shortcut(x))`.
 
     Bottleneck: 1x1 to `width` channels, 3x3 (grouped, perhaps deformable), 1x1 to `filters`; the
@@ -254,7 +254,7 @@ class ResNet(keras.layers.Layer):
             planes = width * 2 ** (stage - 1)
             for block in range(num_blocks):
                 self.blocks.append(
-                    _Block(
+                    ResNetBlock(
                         filters=4 * planes if bottleneck else planes,
                         width=planes * base_width // 64 * groups,
                         strides=2 if stage > 1 and block == 0 else 1,

@@ -2,6 +2,7 @@
 
 sepc-tf predict --run-dir runs/demo --out predictions photos/ image.jpg
 sepc-tf predict --model demo digits.jpg
+sepc-tf predict --model served.onnx --out predictions photos/
 """
 
 from pathlib import Path
@@ -12,7 +13,11 @@ from sepc_tf.cli.numbers import fraction, whole_number
 def add_arguments(parser):
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run-dir", type=Path, help="of a training")
-    model.add_argument("--model", help="demo: a small detector of handwritten digits, included")
+    model.add_argument(
+        "--model",
+        help="what sepc-tf export wrote, of any format; demo: a small detector of handwritten "
+        "digits, included",
+    )
     parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for pictures and JSON"
@@ -29,13 +34,19 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    from sepc_tf.exported import ExportedModel
     from sepc_tf.predict import list_images, predict_files
     from sepc_tf.runs import load_run, packaged_run
 
     list_images(arguments.paths)  # a missing path is an error before the model is built
-    run_dir = packaged_run(arguments.model) if arguments.model else arguments.run_dir
+    if arguments.run_dir:
+        model = load_run(arguments.run_dir, arguments.checkpoint)
+    elif arguments.model == "demo":
+        model = load_run(packaged_run("demo"), arguments.checkpoint)
+    else:
+        model = ExportedModel(arguments.model)
     found, failed = predict_files(
-        load_run(run_dir, arguments.checkpoint),
+        model,
         arguments.paths,
         arguments.out,
         arguments.min_score,

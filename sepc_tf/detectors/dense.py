@@ -218,16 +218,19 @@ class DenseDetector(Detector):
         if original_sizes is not None:
             # Before NMS, where mmdet1's widths with a last pixel depend on the scale.
             boxes = rescale_boxes(boxes, image_sizes, original_sizes, self.convention)
-        return multiclass_nms(
-            boxes,
-            scores,
-            score_threshold=self.lowest_score,
-            iou_threshold=self.nms_iou,
-            max_detections=self.max_detections,
-            convention=self.convention,
-            kind=self.nms,
-            soft_sigma=self.soft_nms_sigma,
-        )
+        return multiclass_nms(boxes, scores, **self.suppression)
+
+    @property
+    def suppression(self) -> dict[str, Any]:
+        """The arguments of `multiclass_nms` besides boxes and scores."""
+        return {
+            "score_threshold": self.lowest_score,
+            "iou_threshold": self.nms_iou,
+            "max_detections": self.max_detections,
+            "convention": self.convention,
+            "kind": self.nms,
+            "soft_sigma": self.soft_nms_sigma,
+        }
 
     @property
     def lowest_score(self) -> float:

@@ -1,7 +1,7 @@
 """Evaluating a detector on a data set: batches in, COCO metrics, files and pictures out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -165,20 +165,73 @@ def evaluate_run(
         DatasetError: the data set's categories are not those the detector was trained for.
         OutputError: `out_dir` cannot be written to, found before the work starts.
     """
-    trained = [category["id"] for category in run.categories]
+    _check_categories(run.categories, dataset)
+    check_writable(out_dir)
+    results = Evaluator(run.detector, dataset, pipeline, run.strategy).detections()
+    iou_thresholds, masks = run.config.evaluation.iou_thresholds, run.detector.needs_masks
+    metrics = _written(dataset, results, iou_thresholds, out_dir, masks)
+    origin = detections_origin(run.config.detector, run.config.data, run.checkpoint, dataset)
+    write_json(Path(out_dir) / "origin.json", origin)
+    return metrics
+
+
+def evaluate_model(
+    detect: Callable[[np.ndarray], dict[str, np.ndarray]],
+    categories: list[dict],
+    dataset: CocoDataset,
+    out_dir: str | Path,
+    iou_thresholds: Sequence[float] = (),
+) -> CocoMetrics:
+    """Evaluates an exported detector, image by image; writes `metrics.json`, `detections.json`.
+
+    Boxes are evaluated, masks are not.
+
+    Args:
+        detect: `detect` of a `sepc_tf.exported.ExportedModel`.
+        categories: its categories.
+        dataset, out_dir, iou_thresholds: as in `evaluate_run` and `evaluate_detections`. Images
+            that cannot be read are named and count as images without detections.
+
+    Returns:
+        `CocoMetrics`.
+
+    Raises:
+        DatasetError: the data set's categories are not those of the model.
+        OutputError: `out_dir` cannot be written to, found before the work starts.
+
+    Example:
+        >>> model = ExportedModel("served")
+        >>> evaluate_model(model.detect, model.categories, dataset, "evaluation").AP <= 1.0
+        True
+    """
+    _check_categories(categories, dataset)
+    check_writable(out_dir)
+    results = []
+    for record in track(dataset.images, description="evaluating"):
+        try:
+            image = record.read()
+        except UnreadableImageError as error:
+            log.warning("skipped: %s", error)
+            continue
+        # Whatever the detector's convention, the width of these boxes is x2 - x1.
+        detections = {**detect(image[None]), "image_ids": [record.image_id]}
+        results += to_coco_results(detections, dataset)
+    return _written(dataset, results, iou_thresholds, out_dir)
+
+
+def _check_categories(categories, dataset):
+    trained = [category["id"] for category in categories]
     if trained != list(dataset.category_ids):
         raise DatasetError(
             f"{dataset.name} has category ids {list(dataset.category_ids)}, the detector was "
             f"trained for {trained}"
         )
+
+
+def _written(dataset, results, iou_thresholds, out_dir, masks=False):
+    """The metrics of detections, written with them in place of earlier ones."""
+    metrics = evaluate_detections(dataset, results, iou_thresholds, masks)
     out_dir = Path(out_dir)
-    check_writable(out_dir)
-    results = Evaluator(run.detector, dataset, pipeline, run.strategy).detections()
-    metrics = evaluate_detections(
-        dataset, results, run.config.evaluation.iou_thresholds, run.detector.needs_masks
-    )
     (out_dir / "origin.json").unlink(missing_ok=True)  # of earlier detections
     write_evaluation(out_dir, metrics, results)
-    origin = detections_origin(run.config.detector, run.config.data, run.checkpoint, dataset)
-    write_json(out_dir / "origin.json", origin)
     return metrics

@@ -1,8 +1,9 @@
 """Deformable convolution (DCNv1 and v2) with hand-derived gradients, for every TensorFlow device.
 
 All forms compute the same thing: the portable one (`"xla"`, `portable.py`) is made of TensorFlow
-operations, the native one (`"native"`, `native.py`) is a C++ kernel for the CPU. `api.py` holds the
-entry point and the table of forms.
+operations, the native one (`"native"`, `native.py`) is a C++ kernel for the CPU, and the one for
+other runtimes (`"unrolled"`, `unrolled.py`) has no loops. `api.py` holds the entry point and the
+table of forms.
 """
 
 from sepc_tf.ops.deform_conv2d.api import (

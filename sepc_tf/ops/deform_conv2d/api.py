@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from sepc_tf.ops.deform_conv2d import native, portable
+from sepc_tf.ops.deform_conv2d import native, portable, unrolled
 from sepc_tf.ops.deform_conv2d.geometry import checked_arguments
 
 
@@ -37,6 +37,7 @@ class Form:
 FORMS = {
     "native": Form(native.run, native.obstacle, native.require, native.preferred),
     "xla": Form(portable.run),
+    "unrolled": Form(unrolled.run, unrolled.obstacle, preferred=lambda: False),
 }
 IMPLEMENTATIONS = ("auto", *FORMS)
 
@@ -83,7 +84,7 @@ def deform_conv2d(
         dilations: int or (vertical, horizontal).
         groups: output group `g` sees the input channels `[g C/groups, (g+1) C/groups)`.
         offset_groups: offset group `g` moves the input channels `[g C/G, (g+1) C/G)`.
-        implementation: "auto", "xla" or "native"; see `deform_conv2d_implementation`.
+        implementation: "auto", "xla", "native" or "unrolled"; see `deform_conv2d_implementation`.
 
     Returns:
         `[N, Ho, Wo, D]`, of the type of `x`. No bias is added.
@@ -123,16 +124,17 @@ def deform_conv2d_implementation(
     "auto" is native on a machine without accelerators, where the C++ library is (or can be) built,
     for every type but float64, unless the call is being saved in a SavedModel, is within
     `portable_ops`, or is being compiled by XLA with shapes that are not all known while tracing;
-    it is the portable form elsewhere. The environment variable `SEPC_TF_NATIVE` decides first: "0"
-    never uses the library, "1" makes its absence an error.
+    it is the portable form elsewhere. "unrolled" is the portable form without loops and inner
+    functions, for graphs that other runtimes shall run. The environment variable `SEPC_TF_NATIVE`
+    decides first: "0" never uses the library, "1" makes its absence an error.
 
     Args:
-        implementation: "auto", "xla" or "native".
+        implementation: "auto", "xla", "native" or "unrolled".
         dtype: type of the features.
         known_shapes: whether the shapes of all arguments are known while tracing.
 
     Returns:
-        "xla" or "native".
+        "xla", "native" or "unrolled".
 
     Raises:
         ValueError: another name, or "native" for a type, a device or a context without it.
@@ -168,18 +170,21 @@ _imposed = contextvars.ContextVar("imposed_form", default=None)
 
 
 @contextlib.contextmanager
-def portable_ops() -> Iterator[None]:
-    """Within this context `deform_conv2d` takes the portable form, whatever is asked for.
+def portable_ops(form: str = "xla") -> Iterator[None]:
+    """Within this context `deform_conv2d` takes a portable form, whatever is asked for.
 
-    For functions that are traced to be exported: the SavedModel then holds TensorFlow's own
-    operations only.
+    For functions that are traced to be exported: the graph then holds TensorFlow's own operations
+    only.
+
+    Args:
+        form: "xla", or "unrolled" for a graph that something else than TensorFlow shall run.
 
     Example:
         >>> with portable_ops():
         ...     deform_conv2d_implementation()
         'xla'
     """
-    token = _imposed.set("xla")
+    token = _imposed.set(form)
     try:
         yield
     finally:

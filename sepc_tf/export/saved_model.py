@@ -17,6 +17,9 @@ from sepc_tf.files import check_writable, write_json, writing
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.deform_conv2d import portable_ops
 
+# Gradients of the operations would be traced, and are of no use there.
+INFERENCE_ONLY = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+
 
 class Server(tf.Module):
     """The serving functions of a detector, with everything from resizing to NMS inside.
@@ -31,13 +34,16 @@ class Server(tf.Module):
         self.detector = detector
         self.data = data
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")],
+    )
     def serve(self, images):
         """Maps `[batch, height, width, 3]` uint8 RGB images to what `detect_images` returns."""
         with portable_ops():
             return detect_images(self.detector, self.data, images)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def serve_bytes(self, image_bytes):
         """Maps `[batch]` JPEG or PNG files, of any sizes, to what `detect_images` returns.
 
@@ -55,7 +61,7 @@ class Server(tf.Module):
         return tf.map_fn(serve_one, image_bytes, fn_output_signature=specs)
 
 
-def export(run, directory: str | Path) -> Path:
+def export_saved_model(run, directory: str | Path) -> Path:
     """Writes a run's detector as a SavedModel.
 
     It has two signatures: `serving_default` takes `images`, pixels, and `serving_bytes` takes
@@ -75,7 +81,7 @@ def export(run, directory: str | Path) -> Path:
             What was exported there before stays.
 
     Example:
-        >>> export(load_run("runs/demo"), "served").name
+        >>> export_saved_model(load_run("runs/demo"), "served").name
         'served'
         >>> serve = tf.saved_model.load("served").signatures["serving_default"]
         >>> serve(images=tf.zeros([1, 480, 640, 3], tf.uint8))["boxes"].shape
@@ -98,10 +104,10 @@ def export(run, directory: str | Path) -> Path:
         "serving_bytes": server.serve_bytes.get_concrete_function(),
     }
     size = sum(value.nbytes for value in read_variables(named_variables(run.detector)).values())
-    with _folder_beside(place) as folder:
+    with folder_beside(place) as folder:
         partial = folder / "model"
         with writing(directory, needed=size):
-            tf.saved_model.save(server, str(partial), signatures=signatures)
+            tf.saved_model.save(server, str(partial), signatures, INFERENCE_ONLY)
         write_json(partial / "categories.json", run.categories)
         with writing(directory):
             if place.exists():
@@ -111,7 +117,7 @@ def export(run, directory: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _folder_beside(place: Path) -> Iterator[Path]:
+def folder_beside(place: Path) -> Iterator[Path]:
     """A folder to write in that is gone afterwards; one export at a time has it.
 
     What a killed export left of it is removed.

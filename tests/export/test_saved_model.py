@@ -24,7 +24,7 @@ from sepc_tf.predict import Predictor, predict_files
 from sepc_tf.runs import Run
 from sepc_tf.zoo import build_detector
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SERVE = """
 import json, sys
 import numpy as np

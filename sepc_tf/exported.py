@@ -1,0 +1,210 @@
+"""Exported models in use: any format, one way to call it.
+
+A model file of another runtime than TensorFlow lies beside a description, `FILE.json`, of what is
+done around it: `Description`. A SavedModel has everything inside but the class names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from sepc_tf.data.config import DataConfig
+from sepc_tf.data.preprocess import resized_size
+from sepc_tf.errors import ModelError
+from sepc_tf.files import read_json
+from sepc_tf.inference import detect_images
+from sepc_tf.ops.boxes import rescale_boxes
+from sepc_tf.ops.nms import multiclass_nms
+from sepc_tf.optional import import_package
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is done around a model that maps one padded image to candidates.
+
+    Attributes:
+        format: "litert" or "onnx".
+        precision: "float32", "float16" or "int8".
+        image_size: height and width of its input in pixels.
+        categories: `[{"id": int, "name": str}, ...]` in the order of its classes.
+        resizing: `test_short_side`, `long_side`, `mean`, `std` and `channel_order` of the run's
+            `data`.
+        suppression: arguments of `sepc_tf.ops.nms.multiclass_nms`.
+    """
+
+    format: str
+    precision: str
+    image_size: list[int]
+    categories: list[dict]
+    resizing: dict
+    suppression: dict
+
+
+class ExportedModel:
+    """Maps images to detections, by whatever runs the file.
+
+    Attributes:
+        categories: `[{"id": int, "name": str}, ...]` in the order of its classes.
+        detect: function from `[1, height, width, 3]` uint8 RGB to a dict of NumPy arrays as
+            `sepc_tf.inference.detect_images` describes it, without `masks`.
+
+    Args:
+        path: what `sepc_tf.export` wrote: a folder, or the model's file.
+
+    Raises:
+        ModelError: nothing of that kind is there.
+        MissingPackageError: the runtime is not installed.
+
+    Example:
+        >>> model = ExportedModel("served")
+        >>> model.detect(np.zeros([1, 48, 64, 3], np.uint8))["boxes"].shape
+        (1, 100, 4)
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        if (path / "saved_model.pb").is_file():
+            self.categories = _read(path / "categories.json")
+            self._model = tf.saved_model.load(str(path))  # its functions do not keep it alive
+            self.detect = _saved_model(self._model)
+            return
+        file = model_file(path)
+        try:
+            description = Description(**_read(description_file(file)))
+            run = RUNTIMES[description.format]
+        except (TypeError, KeyError) as error:
+            raise ModelError(
+                f"{description_file(file)} is no description of a model ({error}); export again"
+            ) from error
+        self.categories = description.categories
+        self.detect = around(description, run(file))
+
+
+def description_file(file: Path) -> Path:
+    """Where the description of a model file lies."""
+    return file.with_name(f"{file.name}.json")
+
+
+def model_file(path: Path) -> Path:
+    """The file of a model: `path`, or the only described one in that folder.
+
+    Raises:
+        ModelError: there is none, or several.
+    """
+    files = [path]
+    if path.is_dir():
+        files = [p.with_suffix("") for p in path.glob("*.json") if p.with_suffix("").is_file()]
+    if len(files) != 1 or not files[0].is_file() or not description_file(files[0]).is_file():
+        raise ModelError(
+            f"{path} is no exported model: expected a SavedModel's folder, or a file of "
+            "sepc-tf export with its description FILE.json beside it"
+        )
+    return files[0]
+
+
+def _saved_model(model):
+    serve = model.signatures["serving_default"]
+
+    def detect(images):
+        outputs = serve(images=tf.constant(images))
+        return {name: value.numpy() for name, value in outputs.items() if name != "masks"}
+
+    return detect
+
+
+def around(description, candidates):
+    """The steps around a model of one input size: resizing, suppression, boxes of the image.
+
+    Args:
+        description: of the model.
+        candidates: function from images `[1, H, W, 3]` float32, normalised and padded, and their
+            `[1, 2]` int32 heights and widths without padding to boxes `[1, N, 4]` and scores
+            `[1, N, K]`, float32.
+
+    Returns:
+        `ExportedModel.detect`. Images that do not fit into the input are made smaller.
+    """
+    detector = _Candidates(description, candidates)
+    given = description.resizing
+
+    def detect(images):
+        resized = resized_size(*images.shape[1:3], given["test_short_side"], given["long_side"])
+        factor = min(1.0, *(np.array(description.image_size) / resized.numpy()))
+        data = DataConfig(
+            test_short_side=given["test_short_side"] * factor,
+            long_side=given["long_side"] * factor,
+            mean=given["mean"],
+            std=given["std"],
+            channel_order=given["channel_order"],
+            size_divisor=1,
+        )
+        return {name: v.numpy() for name, v in detect_images(detector, data, images).items()}
+
+    return detect
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """Stands for a detector in `detect_images`; see `around`."""
+
+    description: Description
+    candidates: Callable
+
+    @property
+    def convention(self):
+        return self.description.suppression["convention"]
+
+    def detect(self, images, image_sizes, original_sizes):
+        height, width = self.description.image_size
+        padded = np.zeros((1, height, width, 3), np.float32)
+        padded[:, : images.shape[1], : images.shape[2]] = images
+        boxes, scores = self.candidates(padded, image_sizes.numpy())
+        boxes = rescale_boxes(tf.constant(boxes), image_sizes, original_sizes, self.convention)
+        return multiclass_nms(boxes, tf.constant(scores), **self.description.suppression)
+
+
+def _litert(file):
+    module = import_package(
+        "ai_edge_litert.interpreter", "sepc-tf[litert]", f"a LiteRT model ({file})"
+    )
+    interpreter = module.Interpreter(model_path=str(file), num_threads=os.cpu_count())
+    interpreter.allocate_tensors()
+    inputs = {details["name"]: details["index"] for details in interpreter.get_input_details()}
+    outputs = [details["index"] for details in interpreter.get_output_details()]
+
+    def candidates(images, image_sizes):
+        interpreter.set_tensor(inputs["images"], images)
+        interpreter.set_tensor(inputs["image_sizes"], image_sizes)
+        interpreter.invoke()
+        boxes, scores = (interpreter.get_tensor(index) for index in outputs)
+        return boxes, scores
+
+    return candidates
+
+
+def _onnx(file):
+    module = import_package("onnxruntime", "sepc-tf[onnx]", f"an ONNX model ({file})")
+    session = module.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def candidates(images, image_sizes):
+        inputs = {"images": images, "image_sizes": image_sizes}
+        return session.run(["boxes", "scores"], inputs)
+
+    return candidates
+
+
+# From a format to a function of the file that loads what computes candidates.
+RUNTIMES: dict[str, Callable] = {"litert": _litert, "onnx": _onnx}
+
+
+def _read(path):
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); export the model again") from error
