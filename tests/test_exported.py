@@ -16,7 +16,13 @@ DESCRIPTION = Description(
     precision="float32",
     image_size=[64, 96],
     categories=[{"id": 7, "name": "a"}, {"id": 9, "name": "b"}],
-    resizing={"test_short_side": 48, "long_side": 96, "mean": [10.0] * 3, "std": [2.0] * 3},
+    resizing={
+        "test_short_side": 48,
+        "long_side": 96,
+        "mean": [10.0] * 3,
+        "std": [2.0] * 3,
+        "channel_order": "rgb",
+    },
     suppression={
         "score_threshold": 0.3,
         "iou_threshold": 0.5,

@@ -36,6 +36,9 @@ def settings(module: str, name: str, prefix: str = "", owner: tuple | None = Non
     """
     where, cls = source.find(module, name)
     explained = _explained(*owner) if owner else {}
+    for base in cls.bases:
+        if isinstance(base, ast.Name):
+            yield from settings(where.module, base.id, prefix, owner, changed)
     for node in cls.body:
         if not isinstance(node, ast.AnnAssign):
             continue

@@ -209,7 +209,7 @@ def test_exporting_again_replaces_a_saved_model(light_run, tmp_path):
 def test_two_exports_to_one_place_wait_for_each_other(light_run, tmp_path, monkeypatch):
     active, most = [], []
 
-    def save(server, path, signatures):
+    def save(server, path, *options):
         active.append(path)
         most.append(len(active))
         Path(path).mkdir()
@@ -255,7 +255,7 @@ def test_an_export_that_fails_leaves_the_old_one_and_nothing_else(light_run, tmp
 
     (tmp_path / ".model.sepc-tf.partial/model").mkdir(parents=True)  # of an export that was killed
 
-    def fail(server, path, signatures):
+    def fail(server, path, *options):
         Path(path).mkdir()
         (Path(path) / "saved_model.pb").write_text("half")
         raise tf.errors.ResourceExhaustedError(None, None, "no space")
