@@ -134,8 +134,8 @@ def test_boxes_are_tight_around_the_ink_and_the_ink_contrasts():
     scans = load_digits().images
     for width, height in ((10, 16), (60, 90), (200, 240)):
         item = demo._Object(7, width, height, 4, 6)
-        empty, _ = demo._draw(np.random.default_rng(5), [], scans)
-        drawn, [box] = demo._draw(np.random.default_rng(5), [item], scans)
+        empty, *_ = demo._draw(np.random.default_rng(5), [], scans)
+        drawn, [box], _ = demo._draw(np.random.default_rng(5), [item], scans)
         x, y, box_width, box_height = box
         # Same texture; the final noise differs, hence the threshold.
         changed = np.abs(drawn.astype(int) - empty).max(-1) > 45
