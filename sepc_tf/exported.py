@@ -62,7 +62,7 @@ class ExportedModel:
         MissingPackageError: the runtime is not installed.
 
     Example:
-        >>> model = ExportedModel("served")
+        >>> model = ExportedModel(export(load_run("runs/demo"), "served"))
         >>> model.detect(np.zeros([1, 48, 64, 3], np.uint8))["boxes"].shape
         (1, 100, 4)
     """

@@ -200,7 +200,8 @@ def evaluate_model(
         OutputError: `out_dir` cannot be written to, found before the work starts.
 
     Example:
-        >>> model = ExportedModel("served")
+        >>> from sepc_tf.exported import ExportedModel
+        >>> model = ExportedModel(export(load_run("runs/demo"), "served"))
         >>> evaluate_model(model.detect, model.categories, dataset, "evaluation").AP <= 1.0
         True
     """

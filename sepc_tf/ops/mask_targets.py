@@ -43,6 +43,7 @@ def mask_targets(
         `[B, N, S, S]` float32 of 0 and 1.
 
     Example:
+        >>> from sepc_tf.ops.bitmaps import pack_masks
         >>> mask = np.zeros((8, 8), bool)
         >>> mask[2:6, 2:4] = True
         >>> masks = [tf.constant(x)[None] for x in pack_masks([mask])]

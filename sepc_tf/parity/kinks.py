@@ -133,7 +133,9 @@ class DoubtfulGradients:
 
     def _stored(self, gradients):
         return {
-            key: np.transpose(np.zeros(v.shape) if g is None else g, self.axes[key])
+            key: np.transpose(
+                np.zeros(v.shape) if g is None else tf.convert_to_tensor(g), self.axes[key]
+            )
             for (key, v), g in zip(self.variables.items(), gradients)
         }
 

@@ -321,7 +321,9 @@ def run_step(case, comparison: Comparison) -> tuple[Step, dict]:
             exact.variables, exact.axes, lambda: exact.forward()["total"], relu_inputs
         )
 
-    gradients = {key: np.transpose(g, step.axes[key]) for key, g in gradients.items()}
+    gradients = {
+        key: np.transpose(tf.convert_to_tensor(g), step.axes[key]) for key, g in gradients.items()
+    }
     zeros = [key for key in gradients if before_batch_norm(key, gradients)]
     compare_doubtful_gradients(comparison, gradients, in_float64, zeros)
     return step, results
