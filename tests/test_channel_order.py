@@ -13,7 +13,7 @@ from sepc_tf.data.config import AugmentationConfig, DataConfig
 from sepc_tf.data.sources import evaluation_pipeline, training_pipeline
 from sepc_tf.evaluation.origin import detections_origin
 from sepc_tf.evaluation.run import Evaluator
-from sepc_tf.export import Server
+from sepc_tf.export.saved_model import Server
 from sepc_tf.predict import Predictor
 from sepc_tf.runs import Run
 from sepc_tf.zoo import build_detector
