@@ -38,7 +38,9 @@ def made(tmp_path_factory):
     config = tiny_config(data)
     categories = [{"id": n + 1, "name": name} for n, name in enumerate(CATEGORY_NAMES)]
     run_dir = runs.prepare_run_dir(folder / "run", config)
-    runs.write_environment(run_dir, config, tf.distribute.get_strategy())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["/bin/sepc-tf", "train", "--config", "tiny"])
+        runs.write_environment(run_dir, config, tf.distribute.get_strategy())
     write_json(run_dir / "categories.json", categories)
     detector = sepc_tf.build_detector(config.detector, num_classes=10)
     arrays = {f"model/{k}": v for k, v in read_variables(named_variables(detector)).items()}
@@ -70,11 +72,11 @@ def test_the_card_has_the_numbers(made):
     _, model_dir, card, _ = made
     text = card.read_text()
     metrics = json.loads((model_dir / "metrics.json").read_text())
-    assert "old" not in text and text.startswith("# Card\n") and text.endswith("\nend\n")
+    assert "\nold\n" not in text and text.startswith("# Card\n") and text.endswith("\nend\n")
     assert "| as trained, float32 | 25.0 | 25.0 |" in text
     assert f"| as shipped, float16 | {100 * metrics['AP']:.1f} | " in text
     assert "9 steps on 1 replicas in 7 s" in text
-    assert "`sepc-tf " in text
+    assert "made by `sepc-tf train --config tiny`, seed" in text
 
 
 def test_predict_model_demo(made, tmp_path, monkeypatch):
