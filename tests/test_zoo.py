@@ -197,10 +197,14 @@ NORMALISED = {
 @pytest.mark.parametrize(
     ("detector_type", "neck"),
     [
-        *[(name, None) for name in DETECTORS],
-        *[
-            pytest.param("retinanet", neck, marks=pytest.mark.same_on_both_stacks)
-            for neck in NORMALISED
+        *[(name, None) for name in DETECTORS if name not in ("cascade_rcnn", "mask_rcnn")],
+        *[  # HTC has a cascade and masks
+            pytest.param(name, neck, marks=pytest.mark.same_on_both_stacks)
+            for name, neck in [
+                ("cascade_rcnn", None),
+                ("mask_rcnn", None),
+                *[("retinanet", neck) for neck in NORMALISED],
+            ]
         ],
     ],
 )
