@@ -76,5 +76,4 @@ def _show(metrics):
     console = Console()
     console.print(metrics.class_table())
     console.print(metrics.table())
-    numbers = ((name, value) for name, value in metrics.to_dict().items() if name != "per_class")
-    print("  ".join(f"{name} {value:.3f}" for name, value in numbers))
+    print("  ".join(f"{name} {value:.3f}" for name, value in metrics.summary.items()))
