@@ -165,7 +165,9 @@ class Detector(keras.Model):
         decay = self.weight_decay * (self.bias_decay_mult if is_bias else 1.0)
         if decay:
             gradient += decay * tf.cast(tf.convert_to_tensor(variable), gradient.dtype)
-        return gradient * self.bias_lr_mult if is_bias else gradient
+        if is_bias and self.bias_lr_mult != 1.0:
+            gradient *= self.bias_lr_mult
+        return gradient
 
     def make_train_function(self, force=False):
         """Keras' own, but for several workers on Keras 3; see `compat.several_workers_function`."""

@@ -303,20 +303,22 @@ def backbone_maps(maps: list, necks: list[keras.layers.Layer]) -> list:
 
 def pyramid_strides(necks: list[keras.layers.Layer]) -> tuple[int, ...]:
     """Strides of the pyramid that necks make of a backbone's maps, in pixels, finest first."""
-    first = finest = necks[0].min_level
-    shapes = [(None, None, None, 1)] * (6 - first)
+    finest = necks[0].min_level
     for neck in necks:
-        shapes = neck.compute_output_shape(shapes)
         finest = getattr(neck, "finest_output_level", finest)
-    return tuple(2 ** (finest + level) for level in range(len(shapes)))
+    return tuple(2 ** (finest + level) for level in range(len(_pyramid_shapes(necks))))
 
 
 def pyramid_channels(necks: list[keras.layers.Layer]) -> int:
     """Channels of the pyramid that necks make of a backbone's maps."""
+    return tuple(_pyramid_shapes(necks)[0])[-1]
+
+
+def _pyramid_shapes(necks):
     shapes = [(None, None, None, 1)] * (6 - necks[0].min_level)
     for neck in necks:
         shapes = neck.compute_output_shape(shapes)
-    return tuple(shapes[0])[-1]
+    return shapes
 
 
 def level_sizes(outputs: dict) -> list[tuple]:

@@ -6,24 +6,18 @@ import dataclasses
 
 import keras
 
-from sepc_tf.detectors.two_stage.faster_rcnn import FasterRCNN, FasterRCNNOptions, box_stage
+from sepc_tf.detectors.two_stage.faster_rcnn import FasterRCNN, TwoStageOptions, box_stage
 from sepc_tf.detectors.two_stage.roi_heads import RoIStage
 from sepc_tf.detectors.two_stage.roi_part import RoIPart
-from sepc_tf.detectors.two_stage.rpn import ProposalOptions, RPNOptions
+from sepc_tf.ops.coders import BoxCoder
+from sepc_tf.ops.matching import MaxIoUMatcher
 from sepc_tf.settings import setting
 
 
 @dataclasses.dataclass
-class CascadeRCNNOptions:
+class CascadeRCNNOptions(TwoStageOptions):
     """`detector.options` of a Cascade R-CNN; a list has an entry for each stage."""
 
-    rpn: RPNOptions = setting(RPNOptions())
-    train_proposals: ProposalOptions = setting(ProposalOptions())
-    test_proposals: ProposalOptions = setting(
-        ProposalOptions(nms_pre=1000, nms_post=1000, max_proposals=1000)
-    )
-    pooled_size: int = setting(7, at_least=1)  # RoIAlign's bins along each side
-    units: int = setting(1024, at_least=1)  # of the two dense layers
     class_agnostic: bool = True  # one box for all classes
     # from this IoU on a box is positive, below it background
     stage_ious: list[float] = setting([0.5, 0.6, 0.7], at_least=0, at_most=1)
@@ -32,9 +26,6 @@ class CascadeRCNNOptions:
         [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
     )
     stage_weights: list[float] = setting([1.0, 0.5, 0.25], at_least=0)  # of the losses
-    sampled: int = setting(512, at_least=1)  # boxes of an image that are learnt from
-    positive_fraction: float = setting(0.25, at_least=0, at_most=1)  # of them, at most
-    smooth_l1_beta: float = setting(1.0, above=0)  # where smooth L1 turns linear
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -79,11 +70,9 @@ def cascade_stages(
             f"options.{', '.join(lists)}: expected one entry for each of at least two stages, got "
             f"{', '.join(map(str, lengths))} entries"
         )
-    shared = ("pooled_size", "units", "class_agnostic", "sampled", "positive_fraction")
-    common = {name: getattr(options, name) for name in (*shared, "smooth_l1_beta")}
     stages = []
     for i, (iou, stds) in enumerate(zip(options.stage_ious, options.stage_stds)):
-        ious = {"positive_iou": iou, "negative_iou": iou, "claim_iou": iou}
-        own = FasterRCNNOptions(**common, **ious, box_stds=stds)
-        stages.append(box_stage(own, necks, num_classes, convention, f"box_head_{i}"))
+        matcher = MaxIoUMatcher(iou, iou, convention, iou)
+        coder = BoxCoder(stds, convention)
+        stages.append(box_stage(options, necks, num_classes, matcher, coder, f"box_head_{i}"))
     return stages

@@ -22,8 +22,8 @@ from sepc_tf.settings import setting
 
 
 @dataclasses.dataclass
-class FasterRCNNOptions:
-    """`detector.options` of a Faster R-CNN."""
+class TwoStageOptions:
+    """What all two-stage detectors have."""
 
     rpn: RPNOptions = setting(RPNOptions())
     train_proposals: ProposalOptions = setting(ProposalOptions())
@@ -33,13 +33,19 @@ class FasterRCNNOptions:
     pooled_size: int = setting(7, at_least=1)  # RoIAlign's bins along each side
     units: int = setting(1024, at_least=1)  # of the two dense layers
     class_agnostic: bool = False  # one box for all classes
+    sampled: int = setting(512, at_least=1)  # boxes of an image that are learnt from
+    positive_fraction: float = setting(0.25, at_least=0, at_most=1)  # of them, at most
+    smooth_l1_beta: float = setting(1.0, above=0)  # where smooth L1 turns linear
+
+
+@dataclasses.dataclass
+class FasterRCNNOptions(TwoStageOptions):
+    """`detector.options` of a Faster R-CNN."""
+
     positive_iou: float = setting(0.5, at_least=0, at_most=1)  # from it on an object
     negative_iou: float = setting(0.5, at_least=0, at_most=1)  # below it background
     claim_iou: float = setting(0.5, at_least=0, at_most=1)  # an object claims no box below it
-    sampled: int = setting(512, at_least=1)  # boxes of an image that are learnt from
-    positive_fraction: float = setting(0.25, at_least=0, at_most=1)  # of them, at most
     box_stds: list[float] = setting([0.1, 0.1, 0.2, 0.2], above=0)  # of the box code
-    smooth_l1_beta: float = setting(1.0, above=0)  # where smooth L1 turns linear
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -132,7 +138,7 @@ class FasterRCNN(RPN):
         cls, options: Any, necks: list[keras.layers.Layer], num_classes: int, convention: str
     ) -> RoIPart:
         """What lies behind the proposals; arguments as in `from_parts`."""
-        return RoIPart([box_stage(options, necks, num_classes, convention)], [1.0])
+        return RoIPart([only_stage(options, necks, num_classes, convention)], [1.0])
 
     # ---------------------------------------------------------------- parts, forward
 
@@ -218,22 +224,35 @@ class FasterRCNN(RPN):
         }
 
 
-def box_stage(
+def only_stage(
     options: FasterRCNNOptions,
     necks: list[keras.layers.Layer],
     num_classes: int,
     convention: str,
-    name: str = "box_head",
 ) -> RoIStage:
-    """A stage of `FasterRCNNOptions` behind necks, its head of this name."""
+    """The stage of `FasterRCNNOptions` behind necks."""
+    matcher = MaxIoUMatcher(
+        options.positive_iou, options.negative_iou, convention, options.claim_iou
+    )
+    coder = BoxCoder(options.box_stds, convention)
+    return box_stage(options, necks, num_classes, matcher, coder, "box_head")
+
+
+def box_stage(
+    options: TwoStageOptions,
+    necks: list[keras.layers.Layer],
+    num_classes: int,
+    matcher: MaxIoUMatcher,
+    coder: BoxCoder,
+    name: str,
+) -> RoIStage:
+    """A stage behind necks, with a head of this name, in the convention of its coder."""
     return RoIStage(
-        pooler=box_pooler(necks, options.pooled_size, convention),
+        pooler=box_pooler(necks, options.pooled_size, coder.convention),
         head=BoxHead(num_classes, options.units, class_agnostic=options.class_agnostic, name=name),
-        matcher=MaxIoUMatcher(
-            options.positive_iou, options.negative_iou, convention, options.claim_iou
-        ),
+        matcher=matcher,
         sampler=RandomSampler(options.sampled, options.positive_fraction),
-        coder=BoxCoder(options.box_stds, convention),
+        coder=coder,
         smooth_l1_beta=options.smooth_l1_beta,
     )
 

@@ -10,7 +10,7 @@ from sepc_tf.detectors.two_stage.faster_rcnn import (
     FasterRCNN,
     FasterRCNNOptions,
     box_pooler,
-    box_stage,
+    only_stage,
 )
 from sepc_tf.detectors.two_stage.mask_head import MaskBranch, MaskHead
 from sepc_tf.detectors.two_stage.roi_part import RoIPart
@@ -55,7 +55,7 @@ class MaskRCNN(FasterRCNN):
 
     @classmethod
     def roi_part(cls, options, necks, num_classes, convention):
-        stage = box_stage(options, necks, num_classes, convention)
+        stage = only_stage(options, necks, num_classes, convention)
         masks = mask_branch(options.mask, necks, num_classes, convention, ["mask_head"])
         return RoIPart([stage], [1.0], masks)
 
