@@ -103,11 +103,13 @@ def export_saved_model(run, directory: str | Path) -> Path:
         "serving_default": server.serve.get_concrete_function(),
         "serving_bytes": server.serve_bytes.get_concrete_function(),
     }
+    weights = tf.Module()  # alone: functions of what is saved would be traced a second time
+    weights.detector = run.detector
     size = sum(value.nbytes for value in read_variables(named_variables(run.detector)).values())
     with folder_beside(place) as folder:
         partial = folder / "model"
         with writing(directory, needed=size):
-            tf.saved_model.save(server, str(partial), signatures, INFERENCE_ONLY)
+            tf.saved_model.save(weights, str(partial), signatures, INFERENCE_ONLY)
         write_json(partial / "categories.json", run.categories)
         with writing(directory):
             if place.exists():
