@@ -103,7 +103,7 @@ def model_file(path: Path) -> Path:
     if len(files) != 1 or not files[0].is_file() or not description_file(files[0]).is_file():
         raise ModelError(
             f"{path} is no exported model: expected a SavedModel's folder, or a file of "
-            "sepc-tf export with its description FILE.json beside it"
+            "sepc-tf export with its description FILE.json beside it (of a training: --run-dir)"
         )
     return files[0]
 

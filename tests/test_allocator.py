@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from sepc_tf import cli
+
 pytestmark = [
     pytest.mark.same_on_both_stacks,
     pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library"),
@@ -52,3 +54,9 @@ def test_a_choice_made_in_the_environment_stays(environment):
     changed, first, later = faults("keep", **environment)
     assert changed == "False"
     assert later > 8 * first
+
+
+def test_the_commands_call_it(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append(True))
+    assert cli.main(["configs", "list"]) == 0 and called == [True]

@@ -7,10 +7,12 @@ sepc-tf evaluate --run-dir runs/demo --model demo.onnx
 
 from pathlib import Path
 
+from sepc_tf.errors import UserError
+
 
 def add_arguments(parser):
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
+    parser.add_argument("--checkpoint", help="of the run: best (default), last, or a path")
     parser.add_argument(
         "--model", type=Path, help="evaluate this file of sepc-tf export on the run's data"
     )
@@ -32,6 +34,8 @@ def run(arguments):
     overrides = list(arguments.overrides)
     if arguments.iou:
         overrides.append(f"evaluation.iou_thresholds=[{', '.join(arguments.iou)}]")
+    if arguments.model and arguments.checkpoint:
+        raise UserError("--checkpoint is one of --run-dir; --model is what is evaluated instead")
     if arguments.model:
         metrics, origin, out_dir = _of_model(arguments, overrides)
     else:
@@ -47,7 +51,7 @@ def _of_run(arguments, overrides):
     from sepc_tf.training.distribution import make_strategy
 
     strategy = make_strategy("mirrored")  # all GPUs there are
-    trained = load_run(arguments.run_dir, arguments.checkpoint, overrides, strategy)
+    trained = load_run(arguments.run_dir, arguments.checkpoint or "best", overrides, strategy)
     dataset = load_split(trained.config.data, "val")
     out_dir = arguments.out or arguments.run_dir / "evaluation"
     pipeline = evaluation_pipeline(dataset, trained.config, trained.batch_size)

@@ -8,6 +8,7 @@ sepc-tf predict --model served.onnx --out predictions photos/
 from pathlib import Path
 
 from sepc_tf.cli.numbers import fraction, whole_number
+from sepc_tf.errors import UserError
 
 
 def add_arguments(parser):
@@ -18,7 +19,7 @@ def add_arguments(parser):
         help="what sepc-tf export wrote, of any format; demo: a small detector of handwritten "
         "digits, included",
     )
-    parser.add_argument("--checkpoint", default="best", help="best, last, or a checkpoint's path")
+    parser.add_argument("--checkpoint", help="of the run: best (default), last, or a path")
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="folder for pictures and JSON"
     )
@@ -38,11 +39,13 @@ def run(arguments):
     from sepc_tf.predict import list_images, predict_files
     from sepc_tf.runs import load_run, packaged_run
 
+    if arguments.model and arguments.checkpoint:
+        raise UserError("--checkpoint is one of --run-dir; --model has no others to choose from")
     list_images(arguments.paths)  # a missing path is an error before the model is built
     if arguments.run_dir:
-        model = load_run(arguments.run_dir, arguments.checkpoint)
+        model = load_run(arguments.run_dir, arguments.checkpoint or "best")
     elif arguments.model == "demo":
-        model = load_run(packaged_run("demo"), arguments.checkpoint)
+        model = load_run(packaged_run("demo"))
     else:
         model = ExportedModel(arguments.model)
     found, failed = predict_files(

@@ -111,6 +111,14 @@ def test_a_wrong_setting_is_named(command, tmp_path, arguments, message):
     assert error.startswith("error: ") and message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "arguments", [["predict", "."], ["evaluate", "--run-dir", "runs/demo"]], ids=lambda a: a[0]
+)
+def test_a_checkpoint_is_not_chosen_from_a_model(command, arguments):
+    code, error = command(*arguments, "--model", "x.onnx", "--checkpoint", "last")
+    assert code == 2 and error.startswith("error: --checkpoint is one of --run-dir")
+
+
 def test_missing_data_is_named(command, demo, tmp_path):
     code, error = command(
         "train", "--config", CONFIG, "--run-dir", tmp_path / "run",
