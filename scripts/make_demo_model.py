@@ -3,7 +3,8 @@
     python scripts/make_demo_model.py runs/demo
 
 writes the run directory sepc_tf/demo_model, whose weights are float16, evaluates it on the run's
-validation data, and writes what came out into docs/demo_model.md. Commit both.
+validation data, and writes what came out into docs/demo_model.md and its predictions for the first
+images to docs/images/demo_predictions.jpg. Commit all three.
 """
 
 import argparse
@@ -12,15 +13,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from sepc_tf.config import config_to_yaml
 from sepc_tf.data.sources import evaluation_pipeline, load_split
 from sepc_tf.evaluation.run import evaluate_run
 from sepc_tf.files import read_json, write_json, write_text
+from sepc_tf.predict import Predictor
 from sepc_tf.runs import PACKAGED_RUNS, checkpoint_path, load_run, read_categories, run_config
 from sepc_tf.training.checkpoints import read_checkpoint, write_checkpoint
+from sepc_tf.visualization import one_per_object, prediction_grid
 
 CARD = Path(__file__).parents[1] / "docs/demo_model.md"
+PICTURE = Path(__file__).parents[1] / "docs/images/demo_predictions.jpg"
+MIN_SCORE = 0.3  # of what is drawn
 NUMBERS = re.compile(r"(<!-- numbers -->\n).*(<!-- end of numbers -->)", re.DOTALL)
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -71,6 +77,27 @@ def make_demo_model(
     write_text(card, NUMBERS.sub(lambda m: m[1] + "\n".join(lines) + "\n" + m[2], text))
 
 
+def draw_predictions(run_dir: Path, overrides: list[str], picture: Path) -> None:
+    """Draws the best of the boxes of every object in the first six validation images.
+
+    Args:
+        run_dir, overrides: as in `make_demo_model`.
+        picture: the JPEG file.
+    """
+    run = load_run(run_dir, overrides=overrides)
+    predictor = Predictor(run)
+    rows = []
+    for record in load_split(run.config.data, "val").images[:6]:
+        image = record.read()
+        found = predictor(image)
+        shown = (found.scores >= MIN_SCORE) & one_per_object(found.boxes, found.scores)
+        prediction = (found.boxes[shown], found.classes[shown], found.scores[shown])
+        rows.append((image, prediction, (record.boxes, record.labels)))
+    names = [category["name"] for category in run.categories]
+    columns = [prediction_grid(rows[:3], names), prediction_grid(rows[3:], names)]
+    Image.fromarray(np.hstack(columns)).save(picture, quality=85)
+
+
 def _row(metrics):
     return " | ".join(f"{100 * metrics[name]:.1f}" for name in SHOWN)
 
@@ -83,4 +110,5 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data.directory=DIR")
     arguments = parser.parse_args()
     make_demo_model(arguments.run_dir, PACKAGED_RUNS["demo"], CARD, arguments.overrides)
-    print(f"{PACKAGED_RUNS['demo']} and {CARD}")
+    draw_predictions(PACKAGED_RUNS["demo"], arguments.overrides, PICTURE)
+    print(f"{PACKAGED_RUNS['demo']}, {CARD} and {PICTURE}")
