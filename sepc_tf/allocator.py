@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
     anew each time and unmaps it when it is freed, so a step begins by having all its pages given
     by the system again, filled with zeros. With `M_MMAP_MAX` 0 and no trimming a step reuses the
     pages of the one before; `docs/results/allocator.md` has what that gains. The process keeps the
-    most memory that it needed at one time until it ends. Call it before the first step; the
-    commands of `sepc-tf` do.
+    most memory that it needed at one time until it ends. Call it before the first step of a
+    program of your own; `sepc_tf.train` and the commands of `sepc-tf` do.
 
     Nothing is changed where the environment sets the allocator already (`MALLOC_...`, or
     `GLIBC_TUNABLES` with `glibc.malloc`), and on systems without the GNU C library.

@@ -1,5 +1,6 @@
 """Freed memory that stays: counted in page faults by the system."""
 
+import importlib
 import os
 import platform
 import subprocess
@@ -7,7 +8,9 @@ import sys
 
 import pytest
 
+import sepc_tf
 from sepc_tf import cli
+from sepc_tf.errors import ConfigError
 
 pytestmark = [
     pytest.mark.same_on_both_stacks,
@@ -56,7 +59,13 @@ def test_a_choice_made_in_the_environment_stays(environment):
     assert later > 8 * first
 
 
-def test_the_commands_call_it(monkeypatch, capsys):
+def test_the_commands_and_training_call_it(monkeypatch, tmp_path):
     called = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append(True))
-    assert cli.main(["configs", "list"]) == 0 and called == [True]
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append("command"))
+    assert cli.main(["configs", "list"]) == 0
+    training = importlib.import_module("sepc_tf.train")
+    monkeypatch.setattr(training, "keep_freed_memory", lambda: called.append("training"))
+    config = sepc_tf.load_config("demo_sepc_lite", ["train.batch_size=7"])
+    with pytest.raises(ConfigError, match="cannot be split"):
+        training.train(config, tmp_path)
+    assert called == ["command", "training"]
