@@ -73,7 +73,7 @@ def as_parameters(models):
             *model,
             marks=[pytest.mark.same_on_both_stacks]
             * (
-                model[0] not in TWO_STAGE
+                model[0] != "htc"  # has all that the other two-stage detectors have
                 and model[1:] != ("sepc_lite",)
                 and model[:2] not in (("retinanet", "baseline"), ("retinanet", "sepc"))
             ),
@@ -197,12 +197,12 @@ NORMALISED = {
 @pytest.mark.parametrize(
     ("detector_type", "neck"),
     [
-        *[(name, None) for name in DETECTORS if name not in ("cascade_rcnn", "mask_rcnn")],
-        *[  # HTC has a cascade and masks
+        ("retinanet", None),
+        ("htc", None),
+        *[
             pytest.param(name, neck, marks=pytest.mark.same_on_both_stacks)
             for name, neck in [
-                ("cascade_rcnn", None),
-                ("mask_rcnn", None),
+                *[(name, None) for name in DETECTORS if name not in ("retinanet", "htc")],
                 *[("retinanet", neck) for neck in NORMALISED],
             ]
         ],
