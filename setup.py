@@ -72,6 +72,7 @@ setup(
         "kerashub": ["keras-hub==0.29.1"],
         "litert": ["ai-edge-litert>=2.3,<3"],
         "onnx": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2"],
+        "openvino": ["openvino>=2026.4,<2027", "onnx>=1.23,<2", "onnxruntime>=1.32,<2"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "hotcoco>=1.3,<2"],
     },
 )

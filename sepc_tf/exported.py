@@ -29,8 +29,8 @@ class Description:
     """What is done around a model that maps one padded image to candidates.
 
     Attributes:
-        format: "litert" or "onnx".
-        precision: "float32", "float16" or "int8".
+        format: "litert", "onnx" or "openvino".
+        precision: "float32", "float16", "bfloat16" or "int8".
         image_size: height and width of its input in pixels.
         categories: `[{"id": int, "name": str}, ...]` in the order of its classes.
         resizing: `test_short_side`, `long_side`, `mean`, `std` and `channel_order` of the run's
@@ -77,13 +77,13 @@ class ExportedModel:
         file = model_file(path)
         try:
             description = Description(**_read(description_file(file)))
-            run = RUNTIMES[description.format]
+            load = RUNTIMES[description.format]
         except (TypeError, KeyError) as error:
             raise ModelError(
                 f"{description_file(file)} is no description of a model ({error}); export again"
             ) from error
         self.categories = description.categories
-        self.detect = around(description, run(file))
+        self.detect = around(description, load(file, description.precision))
 
 
 def description_file(file: Path) -> Path:
@@ -169,7 +169,7 @@ class _Candidates:
         return multiclass_nms(boxes, tf.constant(scores), **self.description.suppression)
 
 
-def _litert(file):
+def _litert(file, precision):
     module = import_package(
         "ai_edge_litert.interpreter", "sepc-tf[litert]", f"a LiteRT model ({file})"
     )
@@ -188,7 +188,7 @@ def _litert(file):
     return candidates
 
 
-def _onnx(file):
+def _onnx(file, precision):
     module = import_package("onnxruntime", "sepc-tf[onnx]", f"an ONNX model ({file})")
     session = module.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
@@ -199,8 +199,28 @@ def _onnx(file):
     return candidates
 
 
-# From a format to a function of the file that loads what computes candidates.
-RUNTIMES: dict[str, Callable] = {"litert": _litert, "onnx": _onnx}
+def _openvino(file, precision):
+    module = import_package("openvino", "sepc-tf[openvino]", f"an OpenVINO model ({file})")
+    core = module.Core()
+    hint = "f32"  # else bfloat16 where the processor can, whatever was exported
+    if precision == "bfloat16":
+        hint = "bf16"
+        if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ModelError(
+                f"{file} computes in bfloat16, which OpenVINO cannot do on this processor; export "
+                "it with --precision float32"
+            )
+    model = core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+
+    def candidates(images, image_sizes):
+        outputs = model({"images": images, "image_sizes": image_sizes})
+        return outputs["boxes"], outputs["scores"]
+
+    return candidates
+
+
+# From a format to a function of the file and its precision that loads what computes candidates.
+RUNTIMES: dict[str, Callable] = {"litert": _litert, "onnx": _onnx, "openvino": _openvino}
 
 
 def _read(path):

@@ -3,6 +3,7 @@
 sepc-tf export --run-dir runs/demo --out runs/demo/saved_model
 sepc-tf export --run-dir runs/demo --format onnx --out demo.onnx
 sepc-tf export --run-dir runs/demo --format litert --precision float16 --out demo.tflite
+sepc-tf export --run-dir runs/demo --format openvino --out demo.xml
 """
 
 import argparse
@@ -16,10 +17,12 @@ def add_arguments(parser):
     parser.add_argument(
         "--format",
         default="saved_model",
-        choices=("saved_model", "litert", "onnx"),
+        choices=("saved_model", "litert", "onnx", "openvino"),
         help="default: %(default)s; the others need the package's extra of that name",
     )
-    parser.add_argument("--precision", default="float32", choices=("float32", "float16", "int8"))
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "float16", "bfloat16", "int8")
+    )
     parser.add_argument(
         "--image-size",
         type=_size,

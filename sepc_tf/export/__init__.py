@@ -19,7 +19,7 @@ from sepc_tf.exported import Description, around, description_file
 from sepc_tf.files import check_writable, write_json, writing
 
 # Format -> how its files end. Each has a module here with `PRECISIONS` and `write`.
-SUFFIXES = {"litert": ".tflite", "onnx": ".onnx"}
+SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
 FORMATS = ("saved_model", *SUFFIXES)
 CALIBRATION_IMAGES = 32
 
@@ -41,9 +41,9 @@ def export(
     Args:
         run: a `sepc_tf.runs.Run`.
         path: folder of a SavedModel; else a file that ends as those of the format, or a folder to
-            write `model.tflite` or `model.onnx` to.
+            write `model.tflite`, `model.onnx` or `model.xml` to.
         format: one of `FORMATS`.
-        precision: "float32", "float16" (litert) or "int8" (litert, onnx).
+        precision: "float32", "float16" (litert, openvino), "bfloat16" (openvino) or "int8".
         image_size: height and width of the input in pixels, multiples of `data.size_divisor`; not
             of "saved_model", which takes any. By default the smallest that holds every validation
             image as evaluation resizes it. An image that does not fit is made smaller.
@@ -90,6 +90,8 @@ def export(
     with folder_beside(file.resolve()) as folder:
         with writing(file):
             writer.write(module, folder / file.name, precision, lambda: _samples(run, description))
+            # Whoever is killed between two files leaves no model that looks whole.
+            description_file(file).unlink(missing_ok=True)
             for part in folder.iterdir():
                 os.replace(part, file.parent / part.name)
         write_json(description_file(file), dataclasses.asdict(description))
