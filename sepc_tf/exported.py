@@ -23,7 +23,7 @@ from sepc_tf.checkpoints.io import reason_of
 from sepc_tf.data.categories import are_categories
 from sepc_tf.data.config import DataConfig
 from sepc_tf.data.preprocess import resized_size
-from sepc_tf.errors import MissingPackageError, ModelError
+from sepc_tf.errors import ModelError, UserError
 from sepc_tf.files import read_json, sha256
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.boxes import rescale_boxes
@@ -258,7 +258,10 @@ def _read(path):
 
 
 def _checksum(file, fields):
-    text = json.dumps([sha256(file), fields], sort_keys=True)
+    files = [file]
+    if file.suffix == ".xml" and file.with_suffix(".bin").is_file():  # OpenVINO's weights
+        files.append(file.with_suffix(".bin"))
+    text = json.dumps([[sha256(path) for path in files], fields], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -286,7 +289,7 @@ def _loaded(path, load):
     """`load(path)`; whatever a runtime raises is a ModelError."""
     try:
         return load(path)
-    except MissingPackageError:
+    except UserError:
         raise
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded ({reason_of(error)}); {_AGAIN}") from error

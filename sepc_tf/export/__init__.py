@@ -100,7 +100,8 @@ def export(
         # Whenever this is killed, the model that is there has its description.
         _describe(file, {**now, "before": before} if before else now, folder)
         with writing(file):
-            os.replace(part, file)
+            for part in sorted(folder.iterdir()):  # a format may have weights beside its graph
+                os.replace(part, file.parent / part.name)
         _describe(file, now, folder)
     return Path(path)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-from collections import Counter
 
 import keras
 import pytest
@@ -68,11 +67,4 @@ def test_memory_and_files_do_not_grow(config, tmp_path, tries, figures):
     kept_before, kept = (min(len(names) for _, names in notes) for notes in (third, last))
     more = kept - kept_before
     assert grown < ALLOWED_GROWTH and more <= 0, (grown, more)
-    always = Counter(watch.notes[-1][1])
-    for _, names in watch.notes:
-        always &= Counter(names)
-    for_a_moment = Counter()
-    for _, names in third + last:
-        for_a_moment |= Counter(names) - always
-    print("EXTRA", sum(always.values()), dict(for_a_moment))
     figures("steps without growth", steps, steps, f"{grown:+.1f} MB, {more:+d} open files")
