@@ -2,11 +2,17 @@
 
 A model file of another runtime than TensorFlow lies beside a description, `FILE.json`, of what is
 done around it: `Description`. A SavedModel has everything inside but the class names.
+
+Both carry checksums, so that a model that was damaged or mixed with another export is told, not
+used: of the files of a SavedModel in `checksums.json`, of a model file in its description.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +20,18 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from sepc_tf.checkpoints.io import reason_of
+from sepc_tf.data.categories import are_categories
 from sepc_tf.data.config import DataConfig
 from sepc_tf.data.preprocess import resized_size
-from sepc_tf.errors import ModelError
-from sepc_tf.files import read_json
+from sepc_tf.errors import ModelError, UserError
+from sepc_tf.files import read_json, sha256
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.boxes import rescale_boxes
 from sepc_tf.ops.nms import multiclass_nms
 from sepc_tf.optional import import_package
+
+CHECKSUMS = "checksums.json"  # of a SavedModel: {path in its folder: SHA-256}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +68,7 @@ class ExportedModel:
         path: what `sepc_tf.export` wrote: a folder, or the model's file.
 
     Raises:
-        ModelError: nothing of that kind is there.
+        ModelError: nothing of that kind is there, or it is damaged.
         MissingPackageError: the runtime is not installed.
 
     Example:
@@ -70,25 +80,61 @@ class ExportedModel:
     def __init__(self, path: str | Path):
         path = Path(path)
         if (path / "saved_model.pb").is_file():
-            self.categories = _read(path / "categories.json")
-            self._model = tf.saved_model.load(str(path))  # its functions do not keep it alive
-            self.detect = _saved_model(self._model)
+            self.categories = _categories_of_saved_model(path)
+            # The functions of the model do not keep it alive.
+            self._model = _loaded(path, lambda path: tf.saved_model.load(str(path)))
+            self.detect = _loaded(path, lambda path: _saved_model(self._model))
             return
         file = model_file(path)
-        try:
-            description = Description(**_read(description_file(file)))
-            load = RUNTIMES[description.format]
-        except (TypeError, KeyError) as error:
-            raise ModelError(
-                f"{description_file(file)} is no description of a model ({error}); export again"
-            ) from error
+        description = read_description(file)
         self.categories = description.categories
-        self.detect = around(description, load(file, description.precision))
+        load = functools.partial(RUNTIMES[description.format], precision=description.precision)
+        self.detect = around(description, _loaded(file, load))
 
 
 def description_file(file: Path) -> Path:
     """Where the description of a model file lies."""
     return file.with_name(f"{file.name}.json")
+
+
+def described(file: Path, description: Description) -> dict:
+    """What stands in `FILE.json`: a description, bound to the content of its model file."""
+    fields = dataclasses.asdict(description)
+    return {**fields, "sha256": _checksum(file, fields)}
+
+
+def read_description(file: Path) -> Description:
+    """The description of a model file.
+
+    While an export replaces a model, `FILE.json` has the description of the model before it too,
+    under "before": whenever it is killed, the file that is there has its description.
+
+    Raises:
+        ModelError: `FILE.json` cannot be read, or does not belong to the file as it is.
+    """
+    path = description_file(file)
+    content = _read(path)
+    try:
+        now = dict(content)
+        before = now.pop("before", None)
+        entries = [now, dict(before)] if before else [now]
+        checksums = [entry.pop("sha256") for entry in entries]
+        descriptions = [Description(**entry) for entry in entries]
+        formats = [description.format in RUNTIMES for description in descriptions]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is no description of a model ({error}); {_AGAIN}") from error
+    if not all(formats):
+        raise ModelError(
+            f"{path}: format: expected one of {', '.join(RUNTIMES)}, got "
+            f"{descriptions[formats.index(False)].format!r}"
+        )
+    for checksum, entry, description in zip(checksums, entries, descriptions):
+        if checksum == _checksum(file, entry):
+            return description
+    raise ModelError(
+        f"{file} and {path} do not belong together: one of them is damaged, changed, or of another "
+        f"export; {_AGAIN}"
+    )
 
 
 def model_file(path: Path) -> Path:
@@ -223,8 +269,49 @@ def _openvino(file, precision):
 RUNTIMES: dict[str, Callable] = {"litert": _litert, "onnx": _onnx, "openvino": _openvino}
 
 
+_AGAIN = "export the model again"
+
+
 def _read(path):
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); export the model again") from error
+        raise ModelError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+
+
+def _checksum(file, fields):
+    files = [file]
+    if file.suffix == ".xml" and file.with_suffix(".bin").is_file():  # OpenVINO's weights
+        files.append(file.with_suffix(".bin"))
+    text = json.dumps([[sha256(path) for path in files], fields], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _categories_of_saved_model(folder):
+    """The categories, once every file of the folder is known to be as it was exported."""
+    if (folder / CHECKSUMS).is_file():  # another program's SavedModel has none
+        checksums = _read(folder / CHECKSUMS)
+        if not isinstance(checksums, dict):
+            raise ModelError(f"{folder / CHECKSUMS} is damaged; {_AGAIN}")
+        for name, expected in checksums.items():
+            file = folder / name
+            if not file.is_file() or sha256(file) != expected:
+                what = "damaged or changed" if file.is_file() else "missing"
+                raise ModelError(f"{file} is {what} since it was exported; {_AGAIN}")
+    categories = _read(folder / "categories.json")
+    if not are_categories(categories):
+        raise ModelError(
+            f'{folder / "categories.json"}: expected a list of {{"id": 1, "name": "cat"}}, one '
+            "for each class"
+        )
+    return categories
+
+
+def _loaded(path, load):
+    """`load(path)`; whatever a runtime raises is a ModelError."""
+    try:
+        return load(path)
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded ({reason_of(error)}); {_AGAIN}") from error

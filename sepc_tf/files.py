@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -122,15 +125,44 @@ def check_writable(directory: str | Path) -> None:
     Example:
         >>> check_writable("runs/demo/evaluation")
     """
-    directory = Path(directory)
-    probe = directory / f"writable.{os.getpid()}.partial"
     with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(b"x")
-        finally:
-            with contextlib.suppress(OSError):
-                probe.unlink(missing_ok=True)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:  # has no name that a kill could leave
+            file.write(b"x")
+
+
+def exchange(first: str | Path, second: str | Path) -> None:
+    """Exchanges two files or folders of one file system in one step, which no kill can divide.
+
+    Raises:
+        OSError: one is missing, or the operating or the file system cannot do that.
+
+    Example:
+        >>> write_text("old/text", "old")
+        >>> write_text("new/text", "new")
+        >>> exchange("old", "new")
+        >>> Path("old/text").read_text()
+        'new'
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    from_here, swapped = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(from_here, os.fsencode(first), from_here, os.fsencode(second), swapped):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(first), None, str(second))
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
+
+    Example:
+        >>> write_text("empty", "")
+        >>> sha256("empty")[:12]
+        'e3b0c44298fc'
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _message(path, number, reason, needed):

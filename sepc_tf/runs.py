@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from sepc_tf.checkpoints.variables import assign_variables, named_variables
 from sepc_tf.config import Config, ConfigError, config_to_yaml, differences, load_config
-from sepc_tf.data.categories import category_differences
+from sepc_tf.data.categories import are_categories, category_differences
 from sepc_tf.errors import CheckpointError, DatasetError
 from sepc_tf.files import PARTIAL_FILES, read_json, write_json, write_text, writing
 from sepc_tf.training.checkpoints import (
@@ -248,16 +248,7 @@ def read_categories(run_dir: str | Path) -> list[dict]:
     """
     path = Path(run_dir) / "categories.json"
     categories = _read(path)
-    if (
-        not isinstance(categories, list)
-        or not categories
-        or not all(
-            isinstance(item, dict)
-            and isinstance(item.get("id"), int)
-            and isinstance(item.get("name"), str)
-            for item in categories
-        )
-    ):
+    if not are_categories(categories):
         raise ConfigError(
             f'{path}: expected a list of {{"id": 1, "name": "cat"}}, one for each class; {_ANEW}'
         )

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import os
+import sys
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,8 +129,12 @@ def check_exists(key: str, path: str | Path) -> None:
         ConfigError: naming key, path and the folder it was looked up from.
     """
     if not os.path.exists(path):
-        folder = "" if os.path.isabs(path) else f" (looked up from {os.getcwd()})"
-        raise ConfigError(f"{key}: {path} does not exist{folder}")
+        raise ConfigError(f"{key}: {path} does not exist{looked_up_from(path)}")
+
+
+def looked_up_from(path: str | Path) -> str:
+    """What to say after a relative path: the folder it is looked up from; "" of an absolute one."""
+    return "" if os.path.isabs(path) else f" (looked up from {os.getcwd()})"
 
 
 def typed(cls: type[T], values: dict, prefix: str, source: Any) -> T:
@@ -177,7 +182,8 @@ def resolved(config: Any, source: Any) -> Any:
 
 
 def check_keys(values: Any, cls: type, prefix: str, source: Any) -> None:
-    """Raises ConfigError for a key that is no field of a dataclass, or a section that is none."""
+    """Raises ConfigError for a key that is no field of a dataclass, a section that is none, or a
+    number that is too large for any field."""
     fields = _types(cls)
     if not isinstance(values, dict):
         raise ConfigError(
@@ -192,6 +198,8 @@ def check_keys(values: Any, cls: type, prefix: str, source: Any) -> None:
                 f"{source}: unknown key {prefix}{key}; {hint}"
                 f"allowed here: {', '.join(prefix + name for name in fields) or 'nothing'}"
             )
+        if any(map(_is_no_float, value if isinstance(value, list) else [value])):
+            raise ConfigError(f"{source}: {prefix}{key}: the number is too large")
         if dataclasses.is_dataclass(fields[key]):
             check_keys(value, fields[key], f"{prefix}{key}.", source)
 
@@ -204,6 +212,11 @@ def _types(cls):
 
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_no_float(value):
+    """Whether a value is a whole number that no float can hold, as 10^400."""
+    return isinstance(value, int) and abs(value) > sys.float_info.max
 
 
 def _is_finite(number):

@@ -47,6 +47,8 @@ def test_differences_name_the_key_and_both_values(tmp_path):
         ("train=3", "train: expected a section"),
         ("train.epochs=0", "train.epochs: 0: expected a number >= 1"),
         ("train.ema_decay=1.5", "train.ema_decay: 1.5: expected a number > 0 and < 1"),
+        (f"train.optimizer.learning_rate={10**400}", "learning_rate: the number is too large"),
+        (f"data.mean=[1.0, 2.0, {10**400}]", "data.mean: the number is too large"),
         ("train.optimizer.learning_rate=.nan", "learning_rate: nan: expected a number >= 0"),
         ("train.seed=-1", "train.seed: -1: expected a number >= 0"),
         ("detector.nms_pre=0", "detector.nms_pre: 0: expected a number >= 1"),

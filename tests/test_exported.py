@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from sepc_tf.errors import ModelError
-from sepc_tf.exported import Description, ExportedModel, around, model_file
+from sepc_tf.exported import (
+    RUNTIMES,
+    Description,
+    ExportedModel,
+    around,
+    described,
+    model_file,
+    read_description,
+)
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -75,10 +83,58 @@ def test_what_is_no_model_is_named(tmp_path):
     (tmp_path / "a.onnx.json").write_text("{")
     with pytest.raises(ModelError, match=r"a\.onnx\.json cannot be read"):
         ExportedModel(tmp_path)
-    foreign = dataclasses.asdict(dataclasses.replace(DESCRIPTION, format="coreml"))
-    (tmp_path / "a.onnx.json").write_text(json.dumps(foreign))
-    with pytest.raises(ModelError, match="coreml"):
+    describe(tmp_path / "a.onnx", dataclasses.replace(DESCRIPTION, format="coreml"))
+    with pytest.raises(ModelError, match="format: expected one of litert, onnx, got 'coreml'"):
         ExportedModel(tmp_path)
+
+
+def describe(file, description, **more):
+    content = {**described(file, description), **more}
+    file.with_name(f"{file.name}.json").write_text(json.dumps(content))
+
+
+def test_a_model_and_its_description_belong_together(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setitem(RUNTIMES, "onnx", lambda file: loaded.append(file.read_text()))
+    file, text = tmp_path / "a.onnx", tmp_path / "a.onnx.json"
+    file.write_text("weights")
+    describe(file, DESCRIPTION)
+    assert ExportedModel(file).categories == DESCRIPTION.categories and loaded == ["weights"]
+    whole = text.read_text()
+    file.write_text("weighty")
+    with pytest.raises(ModelError, match=r"a\.onnx and .*a\.onnx\.json do not belong together"):
+        ExportedModel(file)
+    file.write_text("weights")
+    text.write_text(whole.replace("0.3", "0.8"))  # the threshold of scores
+    with pytest.raises(ModelError, match="do not belong together"):
+        ExportedModel(file)
+    assert loaded == ["weights"]
+
+
+def test_while_a_model_is_replaced_each_of_both_has_its_description(tmp_path):
+    file = tmp_path / "a.onnx"
+    file.write_text("old")
+    before = described(file, DESCRIPTION)
+    file.write_text("new")
+    now = dataclasses.replace(DESCRIPTION, image_size=[32, 32])
+    describe(file, now, before=before)
+    assert read_description(file) == now
+    file.write_text("old")
+    assert read_description(file) == DESCRIPTION
+    file.write_text("another")
+    with pytest.raises(ModelError, match="do not belong together"):
+        read_description(file)
+
+
+def test_what_a_runtime_raises_is_one_message(tmp_path, monkeypatch):
+    def fail(file):
+        raise RuntimeError("no such operation\nat line 7")
+
+    monkeypatch.setitem(RUNTIMES, "onnx", fail)
+    (tmp_path / "a.onnx").write_text("x")
+    describe(tmp_path / "a.onnx", DESCRIPTION)
+    with pytest.raises(ModelError, match=r"a\.onnx cannot be loaded \(no such operation\); export"):
+        ExportedModel(tmp_path / "a.onnx")
 
 
 def test_a_folder_of_one_model_stands_for_it(tmp_path):

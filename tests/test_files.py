@@ -8,7 +8,15 @@ import pytest
 import tensorflow as tf
 
 from sepc_tf.errors import OutputError
-from sepc_tf.files import check_writable, read_json, replacing, write_json, write_text, writing
+from sepc_tf.files import (
+    check_writable,
+    exchange,
+    read_json,
+    replacing,
+    write_json,
+    write_text,
+    writing,
+)
 
 pytestmark = pytest.mark.same_on_both_stacks
 
@@ -74,6 +82,16 @@ def test_a_place_is_tried_before_the_work(tmp_path):
             check_writable(path)
     with pytest.raises(OutputError, match="cannot write /proc/sepc_tf"):
         check_writable("/proc/sepc_tf")
+
+
+def test_folders_are_exchanged(tmp_path):
+    write_text(tmp_path / "old/text", "old")
+    write_text(tmp_path / "new/text", "new")
+    exchange(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "old/text").read_text() == "new"
+    assert (tmp_path / "new/text").read_text() == "old"
+    with pytest.raises(FileNotFoundError, match="missing"):
+        exchange(tmp_path / "old", tmp_path / "missing")
 
 
 @pytest.mark.parametrize("content", ["", '{"a": ', "[" * 100_000, "\xff"])

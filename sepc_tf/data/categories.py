@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sepc_tf.data.coco import CocoDataset
 
 
@@ -16,6 +18,25 @@ def categories_of(dataset: CocoDataset) -> list[dict]:
         {"id": number, "name": name}
         for number, name in zip(dataset.category_ids, dataset.class_names)
     ]
+
+
+def are_categories(value: Any) -> bool:
+    """Whether a value, as read from JSON, is what `categories_of` returns.
+
+    Example:
+        >>> are_categories([{"id": 1, "name": "zero"}]), are_categories({"1": "zero"})
+        (True, False)
+    """
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(
+            isinstance(item, dict)
+            and isinstance(item.get("id"), int)
+            and isinstance(item.get("name"), str)
+            for item in value
+        )
+    )
 
 
 def category_differences(

@@ -191,8 +191,7 @@ class CocoDataset:
         """Makes sure that there is something to learn.
 
         Raises:
-            DatasetError: no box at all is left of what is annotated. When more than half of them
-                are dropped this is logged as a warning.
+            DatasetError: there is no box, or more than half of those annotated are dropped.
         """
         objects = [
             annotation
@@ -211,7 +210,9 @@ class CocoDataset:
         if not used:
             raise DatasetError(f"{self.name}: there is no box to train on: {reason}")
         if dropped > used:
-            logger.warning("%s: %s", self.name, reason)
+            raise DatasetError(
+                f"{self.name}: {reason}. Mend the annotations, or remove these boxes"
+            )
 
     def with_usable_masks(self):
         """The same data set with None in place of every segmentation that is no mask.

@@ -17,6 +17,7 @@ from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.images import image_size
 from sepc_tf.errors import DatasetError
 from sepc_tf.optional import import_package
+from sepc_tf.settings import looked_up_from
 
 # TensorFlow Datasets numbers COCO's classes 0..79 and forgets their ids, which leave some out.
 COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
@@ -56,7 +57,8 @@ def load_tfds(data_dir, split, name="coco/2017"):
     where = f"tfds {name} in {builder.data_path}"
     if not builder.is_prepared():
         command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
-        raise DatasetError(f"{where} is not prepared: run `{command}`")
+        key = f" (data.directory){looked_up_from(data_dir)}" if data_dir else ""
+        raise DatasetError(f"{where}{key} is not prepared: run `{command}`")
     if split not in builder.info.splits:
         available = ", ".join(builder.info.splits)
         raise DatasetError(f"{where} has no split '{split}', it has: {available}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 from collections.abc import Iterator
@@ -12,10 +11,16 @@ import numpy as np
 
 from sepc_tf.data.preprocess import resized_size
 from sepc_tf.data.sources import load_split
-from sepc_tf.errors import OutputError, UnreadableImageError, UserError
+from sepc_tf.errors import ModelError, OutputError, UnreadableImageError, UserError
 from sepc_tf.export.candidates import candidates
 from sepc_tf.export.saved_model import export_saved_model, folder_beside
-from sepc_tf.exported import Description, around, description_file
+from sepc_tf.exported import (
+    Description,
+    around,
+    described,
+    description_file,
+    read_description,
+)
 from sepc_tf.files import check_writable, write_json, writing
 
 # Format -> how its files end. Each has a module here with `PRECISIONS` and `write`.
@@ -88,14 +93,35 @@ def export(
     module = candidates(run.detector, size)
     description = _description(run, format, precision, size)
     with folder_beside(file.resolve()) as folder:
+        part = folder / file.name
         with writing(file):
-            writer.write(module, folder / file.name, precision, lambda: _samples(run, description))
-            # Whoever is killed between two files leaves no model that looks whole.
-            description_file(file).unlink(missing_ok=True)
-            for part in folder.iterdir():
+            writer.write(module, part, precision, lambda: _samples(run, description))
+        now, before = described(part, description), _described_before(file)
+        # Whenever this is killed, the model that is there has its description.
+        _describe(file, {**now, "before": before} if before else now, folder)
+        with writing(file):
+            for part in sorted(folder.iterdir()):  # a format may have weights beside its graph
                 os.replace(part, file.parent / part.name)
-        write_json(description_file(file), dataclasses.asdict(description))
+        _describe(file, now, folder)
     return Path(path)
+
+
+def _describe(file, content, folder):
+    """Writes the description of a model file; `folder` takes it until it is whole."""
+    text = folder / "description"
+    write_json(text, content)
+    with writing(file):
+        os.replace(text, description_file(file))
+
+
+def _described_before(file):
+    """What stands in `FILE.json` of the model that is there, or None."""
+    if not file.is_file():
+        return None
+    try:
+        return described(file, read_description(file))
+    except ModelError:
+        return None
 
 
 def _checked_size(run, size):

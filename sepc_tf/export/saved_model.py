@@ -13,10 +13,12 @@ from sepc_tf.checkpoints.variables import named_variables, read_variables
 from sepc_tf.compat import KERAS_3
 from sepc_tf.data.decode import decode_upright
 from sepc_tf.errors import OutputError
-from sepc_tf.files import check_writable, write_json, writing
+from sepc_tf.exported import CHECKSUMS
+from sepc_tf.files import check_writable, exchange, sha256, write_json, writing
 from sepc_tf.inference import detect_images
 from sepc_tf.ops.deform_conv2d import portable_ops
 
+BEFORE = "before"  # the name of what an export replaces, while it does
 # Gradients of the operations would be traced, and are of no use there.
 INFERENCE_ONLY = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
 
@@ -111,18 +113,31 @@ def export_saved_model(run, directory: str | Path) -> Path:
         with writing(directory, needed=size):
             tf.saved_model.save(weights, str(partial), signatures, INFERENCE_ONLY)
         write_json(partial / "categories.json", run.categories)
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        checksums = {path.relative_to(partial).as_posix(): sha256(path) for path in files}
+        write_json(partial / CHECKSUMS, checksums)
         with writing(directory):
             if place.exists():
-                os.replace(place, folder / "before")
-            os.replace(partial, place)
+                _replace(place, partial, folder / BEFORE)
+            else:
+                os.replace(partial, place)
     return Path(directory)
+
+
+def _replace(place, new, before):
+    """Puts a folder in the place of another one, which a kill does not leave empty."""
+    try:
+        exchange(new, place)
+    except OSError:  # the system cannot; then the next export puts back what a kill left aside
+        os.replace(place, before)
+        os.replace(new, place)
 
 
 @contextlib.contextmanager
 def folder_beside(place: Path) -> Iterator[Path]:
     """A folder to write in that is gone afterwards; one export at a time has it.
 
-    What a killed export left of it is removed.
+    What a killed export left of it is removed, and what stood in `place` before it is put back.
     """
     folder = place.with_name(f".{place.name}.sepc-tf.partial")
     with writing(place):
@@ -133,6 +148,8 @@ def folder_beside(place: Path) -> Iterator[Path]:
         with contextlib.ExitStack() as afterwards:
             afterwards.callback(shutil.rmtree, folder, ignore_errors=True)
             with writing(place):
+                if (folder / BEFORE).exists() and not place.exists():
+                    os.replace(folder / BEFORE, place)
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
             yield folder

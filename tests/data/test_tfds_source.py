@@ -82,7 +82,12 @@ def test_feeds_batches_and_evaluation(sources):
     assert pytest.approx(1) == evaluate_detections(stored, truth).AP
 
 
-def test_what_is_missing_is_said(sources, tmp_path):
+def test_what_is_missing_is_said(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DatasetError, match=rf"\(data\.directory\) \(looked up from {tmp_path}\) is"
+    ):
+        load_tfds("relative", "train")
     with pytest.raises(DatasetError, match="not prepared: run `tfds build coco/2017 --data_dir="):
         load_tfds(tmp_path, "train")
     with pytest.raises(DatasetError, match="no split 'train', it has: validation"):
