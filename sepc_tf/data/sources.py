@@ -11,6 +11,15 @@ from sepc_tf.data.semantic_maps import SemanticMaps
 from sepc_tf.errors import ConfigError, DatasetError
 from sepc_tf.settings import check_exists
 
+# What to do about data of a source in which there is no mask at all.
+_WHERE_MASKS_ARE = {
+    "yolo": "YOLO's labels have masks as polygons: a class, then x and y of at least 3 corners",
+    "voc": "Of Pascal VOC only boxes are read, not its SegmentationObject: give COCO annotations",
+    "demo": "This demo data was made by an earlier version: remove data.directory, and it is made "
+    "again with masks",
+    "tfds": "TensorFlow Datasets stores no masks of COCO: use data.source: coco, its own files",
+}
+
 
 def load_split(data: DataConfig, split: str) -> CocoDataset:
     """Loads one split of the configured data set.
@@ -74,12 +83,9 @@ def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> Batc
         try:
             dataset = dataset.with_usable_masks()
         except DatasetError as error:
-            if data.source != "demo":
+            if data.source not in _WHERE_MASKS_ARE:
                 raise
-            raise DatasetError(
-                f"{error}. This demo data was made by an earlier version: remove "
-                f"{data.directory}, and it is made again with masks"
-            ) from error
+            raise DatasetError(f"{error}. {_WHERE_MASKS_ARE[data.source]}") from error
     if data.skip_empty_images:
         dataset = dataset.without_empty_images()
     semantic_maps = None
