@@ -149,6 +149,18 @@ def _check_values(config, path):
             raise ConfigError(
                 f"{path}: data.{key}: expected three numbers, in the order of data.channel_order"
             )
+    if config.data.semantic_maps is not None:
+        semantic = getattr(config.detector.options, "semantic", None)
+        if semantic is None or not semantic.enabled:
+            raise ConfigError(
+                f"{path}: data.semantic_maps has no effect: only detector.type: htc, with "
+                "detector.options.semantic.enabled, learns from them; leave it out"
+            )
+        if semantic.classes is None:
+            raise ConfigError(
+                f"{path}: data.semantic_maps needs detector.options.semantic.classes, the number "
+                "of labels in the maps: 183 for COCO-stuff"
+            )
     if config.train.strategy == "mirrored" and config.train.batch_size < config.train.cpu_replicas:
         raise ConfigError(
             f"{path}: train.batch_size: {config.train.batch_size} images cannot be split over "

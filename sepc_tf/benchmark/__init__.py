@@ -4,6 +4,7 @@ from sepc_tf.benchmark.assignment import assignment_markdown, label_assignment
 from sepc_tf.benchmark.deformable import MAPS, deform_conv, markdown
 from sepc_tf.benchmark.input import input_markdown, input_speed
 from sepc_tf.benchmark.pooling import roi_align, roi_align_markdown
+from sepc_tf.benchmark.training_step import training_step, training_step_markdown
 
 __all__ = [
     "MAPS",
@@ -15,4 +16,6 @@ __all__ = [
     "markdown",
     "roi_align",
     "roi_align_markdown",
+    "training_step",
+    "training_step_markdown",
 ]

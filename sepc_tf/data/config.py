@@ -53,6 +53,8 @@ class DataConfig:
     class_names: list[str] | None = None
     train: SplitConfig = setting(SplitConfig())
     val: SplitConfig = setting(SplitConfig())
+    # htc: a folder of PNGs, named as the training images, whose values are labels (COCO-stuff)
+    semantic_maps: str | None = None
     # pixels to which the shorter side of a training image is resized
     short_side: list[int] = setting([800], at_least=1)
     # value: one of the list; range: uniform between its two
@@ -84,7 +86,7 @@ _UNUSED = {
 
 
 # Where the data is: what a config for another source does not inherit.
-OF_A_SOURCE = ("directory", "train", "val", "class_names")
+OF_A_SOURCE = ("directory", "train", "val", "class_names", "semantic_maps")
 
 
 def check_source(data: DataConfig) -> None:

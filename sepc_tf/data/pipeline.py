@@ -26,6 +26,7 @@ from sepc_tf.data.preprocess import (
     training_image,
 )
 from sepc_tf.data.segmentations import training_mask
+from sepc_tf.data.semantic_maps import padding_label, training_map
 from sepc_tf.errors import ConfigError, UnreadableImageError
 from sepc_tf.ops.bitmaps import NO_MASK, pack_masks
 from sepc_tf.ops.boxes import LAST_PIXEL, clip_boxes
@@ -79,7 +80,9 @@ class BatchPipeline:
     - `image_ids` int64 `[B]`;
     - with `masks` also `bitmaps` uint8 `[B, L]`, `frames` int32 `[B, M, 4]` and `offsets` int32
       `[B, M]`, the masks of the objects in pixels of `images` as `sepc_tf.ops.bitmaps` has them,
-      padded with 0, 0 and -1; L is a power of two.
+      padded with 0, 0 and -1; L is a power of two;
+    - with `semantic_maps` also `semantic` uint8 `[B, H, W]`, the labels of the pixels of `images`,
+      see `sepc_tf.data.semantic_maps.training_map`.
 
     Boxes are those of the convention. "modern": scaled as the image is, x clipped to [0, width]. As
     mmdetection 1.x in "mmdet1": x2 = x1 + w - 1, both axes scaled by one factor, x clipped to
@@ -87,9 +90,10 @@ class BatchPipeline:
     no object. How masks follow their image says `sepc_tf.data.segmentations.training_mask`; an
     object that keeps its box and has no segmentation has the offset -1.
 
-    An image that cannot be read, or has another size than its annotation says, is named in the log
-    and counted in `unreadable`. In training the next usable image of the data set takes its place,
-    one of its orientation if there is one; in evaluation it has no detections.
+    An image that cannot be read, or has another size than its annotation says, or whose semantic
+    map cannot be used, is named in the log and counted in `unreadable`. In training the next usable
+    image of the data set takes its place, one of its orientation if there is one; in evaluation it
+    has no detections.
 
     Args:
         dataset: a `CocoDataset`.
@@ -107,6 +111,7 @@ class BatchPipeline:
         convention: "modern" or "mmdet1"; the detector's.
         masks: whether batches have the masks of the objects; the data set must hold no broken
             segmentation, see `CocoDataset.with_usable_masks`.
+        semantic_maps: `sepc_tf.data.semantic_maps.SemanticMaps` of the images, in training.
         seed: of everything random.
         unreadable: "skip" as described above, or "stop" with an error.
         num_parallel: images prepared at the same time; all cores by default.
@@ -140,6 +145,7 @@ class BatchPipeline:
         size_divisor=32,
         convention="modern",
         masks=False,
+        semantic_maps=None,
         seed=0,
         unreadable="skip",
         num_parallel=tf.data.AUTOTUNE,
@@ -172,6 +178,7 @@ class BatchPipeline:
         _check(size_divisor >= 1, "size_divisor", ">= 1", size_divisor)
         _check(convention in LAST_PIXEL, "convention", f"one of {sorted(LAST_PIXEL)}", convention)
         _check(unreadable in ("skip", "stop"), "unreadable", "'skip' or 'stop'", unreadable)
+        _check(training or not semantic_maps, "semantic_maps", "None in evaluation", semantic_maps)
 
         self.dataset = dataset
         self.batch_size = batch_size
@@ -187,6 +194,7 @@ class BatchPipeline:
         self.size_divisor = size_divisor
         self.convention = convention
         self.masks = masks
+        self.semantic_maps = semantic_maps
         self.seed = seed
         self.stop_at_unreadable = unreadable == "stop"
         self.num_parallel = num_parallel
@@ -342,6 +350,11 @@ class BatchPipeline:
                 "labels": -1,
                 "image_ids": np.int64(-1),
                 **({"bitmaps": np.uint8(0), "frames": 0, "offsets": NO_MASK} if self.masks else {}),
+                **(
+                    {"semantic": np.uint8(padding_label(self.convention))}
+                    if self.semantic_maps
+                    else {}
+                ),
             },
             drop_remainder=True,  # all are full: this makes the batch size static
         )
@@ -358,10 +371,10 @@ class BatchPipeline:
     def _sample(self, index, short_side, flip, seed, counted):
         # Declared stateless, its only state being a counter: with op determinism on, tf.data runs
         # stateful functions one after the other.
-        pixels, boxes, labels, image_id, *origin = tf.numpy_function(
+        pixels, boxes, labels, image_id, semantic, *origin = tf.numpy_function(
             self._read,
             [index, seed, counted],
-            [tf.uint8, tf.float32, tf.int32, *[tf.int64] * 5],
+            [tf.uint8, tf.float32, tf.int32, tf.int64, tf.uint8, *[tf.int64] * 4],
             stateful=False,
         )
         pixels.set_shape([None, None, 3])
@@ -416,6 +429,12 @@ class BatchPipeline:
                 "frames": tf.where(kept[:, None], tf.gather(frames, order), 0),
                 "offsets": tf.where(kept, tf.gather(offsets, order), NO_MASK),
             }
+        if self.semantic_maps:
+            geometry = [*origin[2:], original_size, image_size, tf.shape(image)[:2], flip]
+            semantic = tf.numpy_function(
+                self._moved_map, [semantic, *geometry], tf.uint8, stateful=False
+            )
+            masks["semantic"] = tf.ensure_shape(semantic, [None, None])
         return {
             **images,
             **masks,
@@ -429,15 +448,18 @@ class BatchPipeline:
     def _read(self, index, seed, counted):
         """Pixels, boxes, labels and id of an image, or of the one that stands in for it.
 
-        Then what masks need: which image of the data set was read, which of its objects the boxes
-        are of (padded with -1), the window of it that is left, and the place of its corner.
+        Then its semantic map, empty where there are none, and what masks need: which image of the
+        data set was read, which of its objects the boxes are of (padded with -1), the window of it
+        that is left, and the place of its corner.
         """
         index = int(index)
-        reason = None
+        reason, semantic = None, np.zeros([0, 0], np.uint8)
         for candidate in self._candidates(index):
             record = self.dataset.images[candidate]
             try:
                 pixels = record.read()
+                if self.semantic_maps:
+                    semantic = self.semantic_maps.read(record)
             except UnreadableImageError as error:
                 if self.stop_at_unreadable:
                     raise
@@ -463,7 +485,7 @@ class BatchPipeline:
                 for values in (record.labels[objects], objects)
             )
             origin = np.int64(candidate), objects, window, place
-            return pixels, boxes, labels, np.int64(image_id), *origin
+            return pixels, boxes, labels, np.int64(image_id), semantic, *origin
         raise UnreadableImageError(
             f"{self.dataset.name}: none of its images can be used ({len(self.dataset)} tried); "
             f"the first was {reason}"
@@ -484,6 +506,10 @@ class BatchPipeline:
         )
         length = 1 << max(len(bitmaps) - 1, 0).bit_length()
         return np.pad(bitmaps, (0, length - len(bitmaps))), frames, offsets
+
+    def _moved_map(self, labels, window, place, canvas_size, size, padded_size, flip):
+        geometry = (x.tolist() for x in (window, place, canvas_size, size, padded_size))
+        return training_map(labels, *geometry, flip, self.convention)
 
     def _candidates(self, index):
         """`index`, the images after it of its orientation, then those of the other one."""

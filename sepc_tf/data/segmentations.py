@@ -193,13 +193,31 @@ def training_mask(
         canvas = np.zeros(canvas_size, np.uint8)
         whole = decode_mask(segmentation, *original_size)
         canvas[y : y + y2 - y1, x : x + x2 - x1] = whole[y1:y2, x1:x2]
-        if convention == "mmdet1":
-            mask = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_NEAREST)
-        else:
-            mask = canvas
-            for axis, (old, new) in enumerate(zip(canvas_size, (height, width))):
-                mask = mask.take((2 * np.arange(new) + 1) * old // (2 * new), axis=axis)
+        mask = resize_nearest(canvas, (height, width), convention)
     return mask[:, ::-1] if flip else mask
+
+
+def resize_nearest(pixels: np.ndarray, size: tuple[int, int], convention: str) -> np.ndarray:
+    """Resizes to the nearest pixel, as `training_mask` describes it.
+
+    Args:
+        pixels: uint8 `[H, W]`.
+        size: new height and width.
+        convention: "modern" or "mmdet1".
+
+    Returns:
+        uint8 `[*size]`.
+
+    Example:
+        >>> pixels = np.arange(5, dtype=np.uint8)[None]
+        >>> resize_nearest(pixels, (1, 2), "modern"), resize_nearest(pixels, (1, 2), "mmdet1")
+        (array([[1, 3]], dtype=uint8), array([[0, 2]], dtype=uint8))
+    """
+    if convention == "mmdet1":
+        return cv2.resize(pixels, tuple(size)[::-1], interpolation=cv2.INTER_NEAREST)
+    for axis, (old, new) in enumerate(zip(pixels.shape, size)):
+        pixels = pixels.take((2 * np.arange(new) + 1) * old // (2 * new), axis=axis)
+    return pixels
 
 
 def _tight_box(segmentation, height, width):

@@ -7,8 +7,18 @@ from sepc_tf.data.config import DataConfig, check_source
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.data.formats import load_dataset
 from sepc_tf.data.pipeline import BatchPipeline
+from sepc_tf.data.semantic_maps import SemanticMaps
 from sepc_tf.errors import ConfigError, DatasetError
 from sepc_tf.settings import check_exists
+
+# What to do about data of a source in which there is no mask at all.
+_WHERE_MASKS_ARE = {
+    "yolo": "YOLO's labels have masks as polygons: a class, then x and y of at least 3 corners",
+    "voc": "Of Pascal VOC only boxes are read, not its SegmentationObject: give COCO annotations",
+    "demo": "This demo data was made by an earlier version: remove data.directory, and it is made "
+    "again with masks",
+    "tfds": "TensorFlow Datasets stores no masks of COCO: use data.source: coco, its own files",
+}
 
 
 def load_split(data: DataConfig, split: str) -> CocoDataset:
@@ -64,7 +74,8 @@ def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> Batc
         masks: whether the batches have masks, for a detector that `needs_masks`.
 
     Raises:
-        DatasetError: there is no box to train on, or no mask where masks are needed.
+        DatasetError: there is no box to train on, or no mask or semantic map where they are needed.
+        ConfigError: `data.semantic_maps` leads nowhere.
     """
     data = config.data
     dataset.check_trainable()
@@ -72,14 +83,18 @@ def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> Batc
         try:
             dataset = dataset.with_usable_masks()
         except DatasetError as error:
-            if data.source != "demo":
+            if data.source not in _WHERE_MASKS_ARE:
                 raise
-            raise DatasetError(
-                f"{error}. This demo data was made by an earlier version: remove "
-                f"{data.directory}, and it is made again with masks"
-            ) from error
+            raise DatasetError(f"{error}. {_WHERE_MASKS_ARE[data.source]}") from error
+    if data.skip_empty_images:
+        dataset = dataset.without_empty_images()
+    semantic_maps = None
+    if data.semantic_maps is not None:
+        check_exists("data.semantic_maps", data.semantic_maps)
+        semantic_maps = SemanticMaps(data.semantic_maps, config.detector.options.semantic.classes)
+        semantic_maps.check(dataset)
     return BatchPipeline(
-        dataset.without_empty_images() if data.skip_empty_images else dataset,
+        dataset,
         batch_size=config.train.batch_size,
         training=True,
         short_side=data.short_side,
@@ -87,6 +102,7 @@ def training_pipeline(dataset: CocoDataset, config, masks: bool = False) -> Batc
         flip_probability=data.flip_probability,
         augmentation=data.augmentation,
         masks=masks,
+        semantic_maps=semantic_maps,
         seed=config.train.seed,
         **_common_options(config),
     )

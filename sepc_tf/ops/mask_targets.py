@@ -8,7 +8,6 @@ from sepc_tf.ops.bitmaps import read_bitmaps
 from sepc_tf.ops.boxes import check_convention, clip_boxes
 
 WEIGHT_BITS = 11  # of OpenCV's resizing of 8-bit images: a weight of 1 is 2^11
-SAMPLES = 2  # of a bin along each side, as `roi_align`'s
 
 
 def mask_targets(
@@ -23,8 +22,8 @@ def mask_targets(
 ) -> tf.Tensor:
     """Cuts the masks of objects out at boxes and brings them to S x S.
 
-    - "modern": the mask as a map of stride 1 through `sepc_tf.ops.roi_align`: the mean of 2 x 2
-      bilinear samples of each bin, half-pixel centres. 1 where it is at least 0.5.
+    - "modern": 1 where the mask covers at least half of the area of a bin, of S x S equal parts of
+      the box. The area is exact: pixel (r, c) is the square from (c, r) to (c + 1, r + 1).
     - "mmdet1": the box's corners are moved into the image and truncated to whole pixels; the pixels
       between them, both included, are resized as OpenCV resizes 8-bit images of 0 and 1. Its
       weights are rounded to 1 / 2048 and its products floored: a value below a half is 0, one of
@@ -35,7 +34,7 @@ def mask_targets(
         bitmaps, frames, offsets: the masks of a batch, see `sepc_tf.ops.bitmaps`.
         objects: `[B, N]` int32, the object whose mask each box is filled with.
         boxes: `[B, N, 4]` float32 xyxy in pixels of the image.
-        image_sizes: `[B, 2]` int, height and width: the masks are known (0 or 1) inside.
+        image_sizes: `[B, 2]` int, height and width, which "mmdet1" moves the corners into.
         size: S.
         convention: "modern" or "mmdet1".
 
@@ -55,43 +54,69 @@ def mask_targets(
     Source: Mask R-CNN (arXiv 1703.06870), section 3.
     """
     check_convention(convention)
+    boxes = tf.stop_gradient(boxes)
+    if convention == "modern":
+        frames, offsets = (tf.gather(x, objects, batch_dims=1) for x in (frames, offsets))
+        areas = _covered_areas(bitmaps, frames, offsets, boxes, size)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        bin_areas = (tf.reduce_prod(sides, axis=-1) / size**2)[..., None, None]
+        return tf.cast((2.0 * areas >= bin_areas) & (bin_areas > 0), tf.float32)
 
     def read(rows, columns):
         rows, columns = rows[..., :, None], columns[..., None, :]
         return read_bitmaps(bitmaps, frames, offsets, objects, rows, columns)
 
-    boxes = tf.stop_gradient(boxes)
-    if convention == "mmdet1":
-        return _resized_8_bit(read, boxes, image_sizes, size)
-    return _aligned(read, boxes, image_sizes, size)
+    return _resized_8_bit(read, boxes, image_sizes, size)
 
 
-def _aligned(read, boxes, image_sizes, size):
+def _covered_areas(bitmaps, frames, offsets, boxes, size):
+    """`[B, N, S, S]`, how many square pixels of each bin the mask of its box covers.
+
+    The pixels of a row to the left of any x are known from sums along the flat bitmaps. What is
+    left is a sum over the rows that a bin touches, a loop of as many turns as the tallest bin has.
+    """
+    # before[b, p]: pixels of masks before place p. Only differences inside a row are taken, so a
+    # sum that passes the largest integer, and starts again at the smallest, does no harm.
+    before = tf.pad(tf.cumsum(tf.cast(bitmaps, tf.int32), axis=1), [[0, 0], [1, 0]])  # [B, L + 1]
+    x, y, width, height = tf.unstack(frames, axis=-1)
     x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)
-    last = tf.cast(image_sizes, boxes.dtype) - 1.0
 
-    def axis(start, end, last):
-        """The pixels before and after each sample, and the share of the one after."""
-        steps = (tf.range(SAMPLES * size, dtype=boxes.dtype) + 0.5) / (SAMPLES * size)
-        position = start[..., None] + steps * (end - start)[..., None] - 0.5
-        position = tf.clip_by_value(position, 0.0, last[:, None, None])
-        low = tf.floor(position)
-        high = tf.minimum(low + 1.0, last[:, None, None])
-        return tf.cast(low, tf.int32), tf.cast(high, tf.int32), position - low
+    def edges(start, end, origin, length):
+        """Of the bins, in pixels of the frame and cut to it: `[B, N, S + 1]`."""
+        start, end = (v - tf.cast(origin, boxes.dtype) for v in (start, end))
+        shares = tf.range(size + 1, dtype=boxes.dtype) / size
+        places = start[..., None] + shares * (end - start)[..., None]
+        return tf.clip_by_value(places, 0.0, tf.cast(length, boxes.dtype)[..., None])
 
-    top, bottom, down = axis(y1, y2, last[:, 0])
-    left, right, across = axis(x1, x2, last[:, 1])
-    down, across = down[..., :, None], across[..., None, :]
+    def within(places, last):
+        return tf.clip_by_value(places, 0, last[..., None, None])
 
-    def along_row(rows):
-        before, after = (tf.cast(read(rows, c), boxes.dtype) for c in (left, right))
-        return before + (after - before) * across
+    columns = edges(x1, x2, x, width)[..., None, :]
+    left = within(tf.cast(tf.floor(columns), tf.int32), width)
+    right = within(left + 1, width)
+    share = columns - tf.cast(left, boxes.dtype)  # of the pixel between them that is left of x
+    rows = edges(y1, y2, y, height)
+    tops, bottoms = rows[..., :-1, None], rows[..., 1:, None]
+    first = tf.cast(tf.floor(tops), tf.int32)
+    turns = tf.reduce_max(tf.cast(tf.math.ceil(bottoms), tf.int32) - first)
 
-    upper, lower = along_row(top), along_row(bottom)
-    sampled = upper + (lower - upper) * down
-    shape = tf.shape(boxes)
-    bins = tf.reshape(sampled, [shape[0], shape[1], size, SAMPLES, size, SAMPLES])
-    return tf.cast(tf.reduce_mean(bins, axis=(3, 5)) >= 0.5, tf.float32)
+    def add_row(turn, areas):
+        row = first + turn  # [B, N, S, 1]
+        start = (
+            tf.maximum(offsets, 0)[..., None, None]
+            + within(row, height - 1) * width[..., None, None]
+        )
+        counts = [tf.gather(before, start + column, batch_dims=1) for column in (left, right)]
+        counts = [tf.cast(n - counts[0][..., :1], boxes.dtype) for n in counts]
+        lengths = counts[0] + share * (counts[1] - counts[0])
+        lengths = lengths[..., 1:] - lengths[..., :-1]
+        row = tf.cast(row, boxes.dtype)
+        overlap = tf.minimum(bottoms, row + 1.0) - tf.maximum(tops, row)
+        return turn + 1, areas + tf.maximum(overlap, 0.0) * lengths
+
+    shape = tf.concat([tf.shape(boxes)[:2], [size, size]], axis=0)
+    areas = tf.zeros(shape, boxes.dtype)
+    return tf.while_loop(lambda turn, _: turn < turns, add_row, [0, areas])[1]
 
 
 def _resized_8_bit(read, boxes, image_sizes, size):

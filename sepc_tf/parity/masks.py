@@ -126,7 +126,7 @@ def check_semantic_head(case, comparison: Comparison) -> None:
     """The semantic head: logits, features, loss with unknown cells, gradients of both."""
     config, inputs = case.config["head"], case.inputs()
     cotangent = nhwc(inputs[f"{case.name}.cot.semantic_feat"])
-    batch = {"semantic": tf.constant(case.data["in.gt_semantic_seg"][:, 0])}
+    batch = {"semantic": semantic_map(case)}
 
     def results(dtype):
         head = SemanticHead(
@@ -137,7 +137,9 @@ def check_semantic_head(case, comparison: Comparison) -> None:
             config["fusion_level"],
             dtype=dtype,
         )
-        branch = SemanticBranch(RoIAlign((8,), 14), head, config["loss_weight"])
+        branch = SemanticBranch(
+            RoIAlign((8,), 14, convention="mmdet1"), head, config["loss_weight"]
+        )
         pyramid = [tf.cast(x, dtype) for x in level_inputs(case, "x")]
         head.build([x.shape for x in pyramid])
         zeros = np.zeros((*cotangent.shape[:-1], config["num_classes"]), np.float32)
@@ -157,6 +159,11 @@ def check_semantic_head(case, comparison: Comparison) -> None:
     comparison.output("out.loss_semantic_seg", own)
     comparison.output("out.loss", total, unit)
     compare_float32_gradients(comparison, gradients, lambda: results("float64")[2])
+
+
+def semantic_map(case) -> tf.Tensor:
+    """The labels of the case, given for cells of 8 x 8 pixels, as labels of the pixels."""
+    return tf.constant(case.data["in.gt_semantic_seg"][:, 0].repeat(8, axis=1).repeat(8, axis=2))
 
 
 # ---------------------------------------------------------------- targets and loss

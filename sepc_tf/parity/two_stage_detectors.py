@@ -17,7 +17,7 @@ from sepc_tf.parity.comparing import NETWORK_TOLERANCE, Comparison, relative_err
 from sepc_tf.parity.fusion import neck_config
 from sepc_tf.parity.golden import level_inputs, nchw, nhwc
 from sepc_tf.parity.kinks import DoubtfulGradients, compare_doubtful_gradients, recorded_relus
-from sepc_tf.parity.masks import compare_masks, padded_masks
+from sepc_tf.parity.masks import compare_masks, padded_masks, semantic_map
 from sepc_tf.parity.networks import backbone_config
 from sepc_tf.parity.two_stage import (
     behind_padding,
@@ -139,7 +139,7 @@ def training_batch(case) -> dict:
     sizes = [meta["img_shape"][:2] for meta in case.config["img_metas"]]
     batch = {**padded_boxes(case), **padded_masks(case), "image_sizes": tf.constant(sizes)}
     if "in.gt_semantic_seg" in case.data:
-        batch["semantic"] = tf.constant(case.data["in.gt_semantic_seg"][:, 0])
+        batch["semantic"] = semantic_map(case)
     return batch
 
 

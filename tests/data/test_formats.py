@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_layouts import write_voc, write_yolo
+from PIL import Image
 
 from sepc_tf.config import Config, load_config
 from sepc_tf.data.coco import CocoDataset
@@ -69,6 +70,50 @@ def test_batches_are_the_same(places, source):
     for key, value in first["coco"].items():
         if key != "image_ids":  # the formats have none
             np.testing.assert_array_equal(value, first[source][key], key)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("yolo", "no object has one.*at least 3 corners"),
+        ("voc", "no object has one.*not its SegmentationObject"),
+    ],
+)
+def test_boxes_without_masks_are_refused_where_masks_are_learnt(places, source, message):
+    config = Config(data=places[source])
+    with pytest.raises(DatasetError, match=message):
+        training_pipeline(load_split(config.data, "train"), config, masks=True)
+
+
+def test_polygons_of_yolo_give_the_masks_of_cocos(tmp_path):
+    corners = ([10, 8, 50, 12, 40, 44], [60, 30, 100, 30, 100, 60, 80, 70, 60, 60])
+    boxes = ([10, 8, 40, 36], [60, 30, 40, 40])
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "train").mkdir(parents=True)
+    Image.new("RGB", (128, 80)).save(tmp_path / "images" / "train" / "a.png")
+    rows = [" ".join(str(v / (128, 80)[i % 2]) for i, v in enumerate(c)) for c in corners]
+    (tmp_path / "labels" / "train" / "a.txt").write_text("\n".join(f"0 {row}" for row in rows))
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [a]\n")
+    content = {
+        "images": [{"id": 1, "file_name": "images/train/a.png", "width": 128, "height": 80}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "segmentation": [polygon]}
+            for i, (box, polygon) in enumerate(zip(boxes, corners))
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    config = Config()
+    config.data.short_side, config.data.flip_probability, config.train.batch_size = [100], 0.0, 1
+    coco = CocoDataset.load(tmp_path / "coco.json", tmp_path)
+    yolo = load_dataset("yolo", tmp_path / "data.yaml", "train")
+    ours, theirs = (
+        next(iter(training_pipeline(dataset, config, masks=True).for_epoch()))
+        for dataset in (yolo, coco)
+    )
+    assert theirs["bitmaps"].numpy().sum() > 1000 and (theirs["offsets"] >= 0).numpy().all()
+    for name in ("boxes", "labels", "bitmaps", "frames", "offsets"):
+        np.testing.assert_array_equal(ours[name], theirs[name], name)
 
 
 def test_real_photographs_survive_the_six_decimals_of_yolo(coco128_dir, tmp_path):

@@ -14,7 +14,13 @@ from sepc_tf.data.config import AugmentationConfig
 from sepc_tf.data.images import ORIENTATION
 from sepc_tf.data.pipeline import BatchPipeline
 from sepc_tf.data.preprocess import preprocess_image
-from sepc_tf.data.segmentations import FEW_POINTS, MISSING, OUTSIDE_BOX, encode_mask
+from sepc_tf.data.segmentations import (
+    FEW_POINTS,
+    MISSING,
+    OTHER_SIZE,
+    OUTSIDE_BOX,
+    encode_mask,
+)
 from sepc_tf.data.sources import evaluation_pipeline, training_pipeline
 from sepc_tf.errors import DatasetError
 from sepc_tf.ops.bitmaps import read_bitmaps
@@ -546,17 +552,20 @@ def test_broken_masks_are_named_once_and_none_at_all_is_an_error(masked, dataset
     broken = masked.images[1]
     outside = [[0, 0, 2, 0, 2, 2]]
     broken = dataclasses.replace(broken, segmentations=([[1, 2, 3, 4]], outside, None))
-    damaged = dataclasses.replace(masked, images=(masked.images[0], broken))
+    other_size = dataclasses.replace(
+        masked.images[2], segmentations=({"size": [5, 5], "counts": [25]}, None, None)
+    )
+    damaged = dataclasses.replace(masked, images=(masked.images[0], broken, other_size))
     with caplog.at_level(logging.WARNING):
         pipeline = training_pipeline(damaged, config, masks=True)
-    assert [len(record.message.split(" x ")) for record in caplog.records] == [4]
-    assert "4 of 6 objects are trained without a mask, their boxes are" in caplog.text
-    for fault in (MISSING, FEW_POINTS, OUTSIDE_BOX):
+    assert [len(record.message.split(" x ")) for record in caplog.records] == [5]
+    assert "7 of 9 objects are trained without a mask, their boxes are" in caplog.text
+    for fault in (MISSING, FEW_POINTS, OUTSIDE_BOX, OTHER_SIZE):
         assert fault in caplog.text
     assert pipeline.masks and pipeline.dataset.images[1].segmentations == (None,) * 3
     assert len(pipeline.dataset.images[1].boxes) == 3
     with pytest.raises(DatasetError, match=r"no object has one.*segmentation missing"):
         training_pipeline(dataset, config, masks=True)
     config.data.source, config.data.directory = "demo", "digits"
-    with pytest.raises(DatasetError, match="earlier version: remove digits"):
+    with pytest.raises(DatasetError, match=r"earlier version: remove data\.directory"):
         training_pipeline(dataset, config, masks=True)

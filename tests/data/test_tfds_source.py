@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from sepc_tf.config import Config
 from sepc_tf.data.check import DatasetError
 from sepc_tf.data.coco import CocoDataset
 from sepc_tf.data.pipeline import BatchPipeline
+from sepc_tf.data.sources import training_pipeline
 from sepc_tf.data.tfds_source import COCO_CATEGORY_IDS, load_tfds
 from sepc_tf.evaluation.coco import evaluate_detections
 
@@ -80,6 +82,14 @@ def test_feeds_batches_and_evaluation(sources):
         if not a["iscrowd"]
     ]
     assert pytest.approx(1) == evaluate_detections(stored, truth).AP
+
+
+def test_masks_that_are_not_stored_are_not_learnt(sources):
+    config = Config()
+    config.data.source = "tfds"
+    stored = load_tfds(sources[1], "validation")
+    with pytest.raises(DatasetError, match=r"no object has one.*stores no masks of COCO"):
+        training_pipeline(stored, config, masks=True)
 
 
 def test_what_is_missing_is_said(sources, tmp_path, monkeypatch):

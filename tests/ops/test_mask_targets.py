@@ -1,4 +1,4 @@
-"""Mask targets, against RoIAlign of the whole masks and against 8-bit resizing pixel by pixel."""
+"""Mask targets, against exact areas in float64 and against 8-bit resizing pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from sepc_tf.ops.bitmaps import pack_masks
 from sepc_tf.ops.mask_targets import mask_targets
-from sepc_tf.ops.roi_align import roi_align
 
 HEIGHT, WIDTH, SIZE = 50, 70, 28
 # Whole and broken corners, over the border, 28 x 28, 56 x 56 (in mmdet1), a single pixel.
@@ -38,19 +37,55 @@ def targets(masks, boxes, objects, convention):
     sizes = tf.constant([[HEIGHT, WIDTH]])
     return mask_targets(
         *packed, tf.constant(objects)[None], tf.constant(boxes)[None], sizes, SIZE, convention
-    )[0].numpy()
+    )[0]
 
 
-def test_modern_is_roi_align_of_the_whole_mask(masks):
-    boxes = np.clip(BOXES, 0, [WIDTH, HEIGHT] * 2).astype(np.float32)
-    maps = tf.constant(np.stack(masks)[..., None], tf.float32)
-    pooled = roi_align(
-        [maps], np.stack([boxes, boxes]), strides=[1], size=SIZE, samples=2, finest_scale=1e9
-    ).numpy()[OBJECTS, np.arange(len(boxes)), ..., 0]
-    clear = np.abs(pooled - 0.5) > 1e-4
-    assert clear.mean() > 0.9
-    got = targets(masks, boxes, OBJECTS, "modern")
-    np.testing.assert_array_equal(got[clear], pooled[clear] > 0.5)
+def covered_shares(mask, box, size):
+    """Of the bins, from the overlap of each with each row and column of pixels, in float64."""
+    x1, y1, x2, y2 = box.astype(np.float64)
+
+    def overlaps(start, end, pixels):
+        edges = start + (end - start) * np.arange(size + 1) / size
+        low, high = edges[:-1, None], edges[1:, None]
+        pixel = np.arange(pixels)
+        return np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
+
+    areas = overlaps(y1, y2, HEIGHT) @ mask.astype(float) @ overlaps(x1, x2, WIDTH).T
+    return areas / ((x2 - x1) * (y2 - y1) / size**2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_modern_is_the_exact_area_of_each_bin(masks, compiled):
+    shares = np.stack([covered_shares(masks[k], b, SIZE) for k, b in zip(OBJECTS, BOXES)])
+    clear = np.abs(shares - 0.5) > 1e-4
+    assert clear.mean() > 0.9 and 0.2 < (shares > 0.5).mean() < 0.8
+    assert ((shares > 0.01) & (shares < 0.99)).mean() > 0.1
+
+    @tf.function(jit_compile=compiled)
+    def found():
+        return targets(masks, BOXES, OBJECTS, "modern")
+
+    np.testing.assert_array_equal(found().numpy()[clear], shares[clear] > 0.5)
+
+
+def test_modern_counts_halves_and_sees_what_samples_miss():
+    mask = np.zeros((8, 8), bool)
+    mask[:, ::2] = True  # bins of 2 x 2 pixels, half covered: 1
+    one = np.zeros((8, 8), bool)
+    one[0, 0] = True  # bins of half a pixel
+    packed = [tf.constant(x)[None] for x in pack_masks([mask, one])]
+    boxes = tf.constant([[[0.0, 0, 8, 8], [0, 0, 2, 2]]])
+    got = mask_targets(*packed, tf.constant([[0, 1]]), boxes, [[8, 8]], 4)[0].numpy()
+    assert got[0].all()
+    np.testing.assert_array_equal(got[1], np.kron([[1, 0], [0, 0]], np.ones((2, 2))))
+
+
+def test_modern_boxes_without_area_far_away_or_not_finite_are_empty():
+    packed = [tf.constant(x)[None] for x in pack_masks([np.ones((8, 8), bool)])]
+    boxes = [[3, 3, 3, 6], [-1e9, 0, -9e8, 1e9], [np.nan] * 4, [0, 0, np.inf, np.inf]]
+    objects = tf.zeros([1, len(boxes)], tf.int32)
+    got = mask_targets(*packed, objects, tf.constant([boxes], tf.float32), [[8, 8]], 4)
+    assert not got.numpy().any()
 
 
 def resized_8_bit(crop, size):
@@ -109,4 +144,4 @@ def test_what_has_no_mask_is_empty(convention):
     full = ~empty
     boxes = np.array([[5, 5, 40, 40]] * 3, np.float32)
     got = targets([full, None, empty], boxes, np.arange(3, dtype=np.int32), convention)
-    np.testing.assert_array_equal(got.mean(axis=(1, 2)), [1, 0, 0])
+    np.testing.assert_array_equal(tf.reduce_mean(got, axis=(1, 2)), [1, 0, 0])

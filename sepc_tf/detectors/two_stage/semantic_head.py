@@ -12,10 +12,8 @@ from sepc_tf.detectors.base import all_reduce_sum
 from sepc_tf.detectors.two_stage.saved import SavedByParts
 from sepc_tf.layers.roi_align import RoIAlign
 from sepc_tf.layers.symmetric_conv2d import SymmetricConv2D
-from sepc_tf.ops.bitmaps import NO_MASK, read_bitmaps
 from sepc_tf.ops.resize import resize_bilinear_align_corners
-
-UNKNOWN = 255  # the label of cells that are not learnt from
+from sepc_tf.ops.semantic_labels import UNKNOWN, labels_of_maps, labels_of_masks
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -149,14 +147,16 @@ class SemanticBranch(SavedByParts):
 
         Args:
             outputs: what the head returned.
-            batch: with `semantic` `[B, H, W]`, a label for each cell, `UNKNOWN` for none. Without
-                it the labels are made of the masks, see `labels_of_masks`.
+            batch: with `semantic` `[B, H, W]`, a label for each pixel of the images, `UNKNOWN` for
+                none, see `labels_of_maps`. Without it the labels are made of the masks, see
+                `labels_of_masks`.
         """
         logits = outputs["logits"]
+        stride, size = self.pooler.strides[0], tf.shape(logits)[1:3]
         if "semantic" in batch:
-            labels = tf.cast(batch["semantic"], tf.int32)
+            labels = labels_of_maps(batch["semantic"], stride, size, self.pooler.convention)
         else:
-            labels = labels_of_masks(batch, self.pooler.strides[0], tf.shape(logits)[1:3])
+            labels = labels_of_masks(batch, stride, size)
         known = labels != UNKNOWN
         count = all_reduce_sum([tf.reduce_sum(tf.cast(known, tf.float32))])[0]
         entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -164,42 +164,3 @@ class SemanticBranch(SavedByParts):
         )
         total = tf.reduce_sum(tf.where(known, entropies, 0.0))
         return self.loss_weight * total / tf.maximum(count, 1.0)
-
-
-def labels_of_masks(batch: dict, stride: int, size: tf.Tensor) -> tf.Tensor:
-    """A semantic map of instance masks: 0 is background, class c has the label c + 1.
-
-    A cell has the label of the mask at the pixel in its middle, that of the smallest box where
-    there are several. Cells outside the image, and those inside the box of an object without a
-    mask that no mask covers, are `UNKNOWN`.
-
-    Args:
-        batch: with `labels`, `boxes`, `image_sizes` and the masks, see `sepc_tf.ops.bitmaps`.
-        stride: of the cells, in pixels.
-        size: int32 `[2]`, rows and columns of cells.
-
-    Returns:
-        `[B, H, W]` int32.
-    """
-    labels = tf.cast(batch["labels"], tf.int32)
-    boxes = tf.cast(batch["boxes"], tf.float32)
-    real = labels >= 0
-    rows, columns = (stride // 2 + stride * tf.range(size[i]) for i in range(2))
-    rows, columns = rows[None, None, :, None], columns[None, None, None]
-    objects = tf.broadcast_to(tf.range(tf.shape(labels)[1])[None], tf.shape(labels))
-    masks = (batch[name] for name in ("bitmaps", "frames", "offsets"))
-    like_objects = [tf.shape(labels)[0], tf.shape(labels)[1], 1, 1]
-    covered = read_bitmaps(*masks, objects, rows, columns) > 0
-    covered &= tf.reshape(real, like_objects)
-    x1, y1, x2, y2 = (tf.reshape(x, like_objects) for x in tf.unstack(boxes, axis=-1))
-    y, x = (tf.cast(v, tf.float32) + 0.5 for v in (rows, columns))
-    inside = (x >= x1) & (x <= x2) & (y >= y1) & (y <= y2)
-    vague = inside & tf.reshape(real & (batch["offsets"] == NO_MASK), like_objects)
-    areas = tf.where(covered, (x2 - x1) * (y2 - y1), tf.float32.max)
-    smallest = tf.argmin(areas, axis=1, output_type=tf.int32)  # [B, H, W]
-    own = tf.gather(labels, tf.reshape(smallest, [tf.shape(labels)[0], -1]), batch_dims=1)
-    own = tf.reshape(own, tf.shape(smallest)) + 1
-    vague = tf.reduce_any(vague, axis=1)
-    found = tf.where(tf.reduce_any(covered, axis=1), own, tf.where(vague, UNKNOWN, 0))
-    heights, widths = (tf.reshape(v, [-1, 1, 1]) for v in tf.unstack(batch["image_sizes"], axis=1))
-    return tf.where((rows[0] < heights) & (columns[0] < widths), found, UNKNOWN)

@@ -1,38 +1,12 @@
-"""The semantic branch: labels made of masks, and the loss of the known cells, against numpy."""
+"""The semantic branch: the loss of the known cells, against numpy."""
 
 import numpy as np
 import tensorflow as tf
+from semantic_batch import objects_batch as batch
 
-from sepc_tf.detectors.two_stage.semantic_head import (
-    UNKNOWN,
-    SemanticBranch,
-    SemanticHead,
-    labels_of_masks,
-)
+from sepc_tf.detectors.two_stage.semantic_head import SemanticBranch, SemanticHead
 from sepc_tf.layers.roi_align import RoIAlign
-from sepc_tf.ops.bitmaps import pack_masks
-
-
-def batch():
-    large, small = np.zeros((2, 32, 48), bool)
-    large[0:24, 0:40], small[8:16, 8:24] = True, True
-    bitmaps, frames, offsets = pack_masks([small, large, None])
-    boxes = [[8, 8, 24, 16], [0, 0, 40, 24], [32, 16, 48, 32]]
-    return {
-        "boxes": tf.constant([boxes], tf.float32),
-        "labels": tf.constant([[4, 1, 0]]),
-        "image_sizes": tf.constant([[32, 41]]),
-        "bitmaps": tf.constant(bitmaps)[None],
-        "frames": tf.constant(frames)[None],
-        "offsets": tf.constant(offsets)[None],
-    }
-
-
-def test_labels_of_masks_are_those_of_the_smallest_box():
-    got = labels_of_masks(batch(), 8, tf.constant([4, 6])).numpy()[0]
-    u = UNKNOWN  # the last column's middle, 44, is outside the image; a box without a mask
-    want = [[2, 2, 2, 2, 2, u], [2, 5, 5, 2, 2, u], [2, 2, 2, 2, 2, u], [0, 0, 0, 0, u, u]]
-    np.testing.assert_array_equal(got, want)
+from sepc_tf.ops.semantic_labels import UNKNOWN, labels_of_masks
 
 
 def test_loss_is_the_mean_over_known_cells_and_given_labels_come_first():
@@ -43,13 +17,14 @@ def test_loss_is_the_mean_over_known_cells_and_given_labels_come_first():
     given[0, 1, 2], given[0, 3, 0] = 6, 0
     log_softmax = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     want = -(log_softmax[0, 1, 2, 6] + log_softmax[0, 3, 0, 0]) / 2 * 0.5
-    got = branch.loss(outputs, {**batch(), "semantic": tf.constant(given)})
+    pixels = tf.constant(given.repeat(8, axis=1).repeat(8, axis=2), tf.uint8)
+    got = branch.loss(outputs, {**batch(), "semantic": pixels})
     np.testing.assert_allclose(got, want, rtol=1e-5)
     labels = labels_of_masks(batch(), 8, tf.constant([4, 6])).numpy()
     known = np.argwhere(labels != UNKNOWN)
     want = -np.mean([log_softmax[(*cell, labels[tuple(cell)])] for cell in known]) * 0.5
     np.testing.assert_allclose(branch.loss(outputs, batch()), want, rtol=1e-5)
-    nothing = branch.loss(outputs, {"semantic": tf.fill([1, 4, 6], UNKNOWN)})
+    nothing = branch.loss(outputs, {"semantic": tf.fill([1, 32, 48], UNKNOWN)})
     assert float(nothing) == 0.0
 
 
