@@ -501,7 +501,7 @@ def _plot_curves(plt, rows, path):
 
 
 def _finish(plt, figure, axes, path):
-    axes[0].yaxis.set_major_formatter(lambda value, position: f"{100 * value:.0f}")
+    axes[0].yaxis.set_major_formatter(lambda value, position: f"{100 * value:g}")
     for axis in axes:
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -133,6 +133,11 @@ class SEPC(keras.layers.Layer):
         return [self.pconvs[: self.num_convs], self.pconvs[self.num_convs :]]
 
     def call(self, pyramid, training=None):
+        cls, box = self.stacked(pyramid, training)
+        return self._extra(cls, 0, training), self._extra(box, 1, training)
+
+    def stacked(self, pyramid, training=None):
+        """What the two extra convolutions get: a pyramid for each task, the same if shared."""
         if self.extra_padding == "valid":
             pyramid = [*pyramid[:-1], self._checked(pyramid[-1])]
         stacked = []
@@ -141,9 +146,7 @@ class SEPC(keras.layers.Layer):
             for pconv in stack:
                 features = pconv(features, training=training)
             stacked.append(features)
-        cls = self._extra(stacked[0], 0, training)
-        box = self._extra(stacked[-1], 1, training)
-        return cls, box
+        return stacked[0], stacked[-1]
 
     def _checked(self, coarsest):
         """The coarsest map, if the unpadded extra convolutions fit on it."""
