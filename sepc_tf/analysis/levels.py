@@ -101,11 +101,6 @@ def level_correlations(run: Run, images: Iterable[np.ndarray]) -> Stages:
         (['backbone', 'fpn', 'class features', 'box features'], ['P3', 'P4', 'P5', 'P6', 'P7'])
     """
     data, detector = run.config.data, run.detector
-    pyramids = tf.function(
-        lambda padded: _pyramids(detector, padded),
-        autograph=False,
-        input_signature=[tf.TensorSpec([1, None, None, 3])],
-    )
     matrices = {}
     for image in images:
         resized = preprocess_image(
@@ -118,7 +113,7 @@ def level_correlations(run: Run, images: Iterable[np.ndarray]) -> Stages:
         )
         padded = pad_to_multiple(resized, data.size_divisor)
         size = tuple(n / padded_n for n, padded_n in zip(resized.shape[1:3], padded.shape[1:3]))
-        for name, pyramid in pyramids(padded).items():
+        for name, pyramid in _pyramids(detector, padded).items():
             matrices.setdefault(name, []).append(correlation(strengths(pyramid, size)))
     names = _level_names(detector)
     return {

@@ -21,10 +21,10 @@ from sepc_tf.data.preprocess import pad_to_multiple, preprocess_image
 from sepc_tf.detectors.dense import pyramid_strides
 from sepc_tf.errors import ConfigError, UserError
 from sepc_tf.files import check_writable, write_json
+from sepc_tf.inference import detect_images
 from sepc_tf.layers.scale_equalizing_conv import ScaleEqualizingConv
 from sepc_tf.necks.sepc import SEPC
 from sepc_tf.optional import import_package
-from sepc_tf.predict import Detections, Predictor
 from sepc_tf.runs import Run
 
 if TYPE_CHECKING:
@@ -232,30 +232,32 @@ def analyze_offsets(
     check_writable(out_dir)
     name = str(image) if isinstance(image, str | Path) else "the image"
     image = read_image(image) if isinstance(image, str | Path) else np.asarray(image)
-    detections = Predictor(run)(image)
-    count = int((detections.scores >= MIN_SCORE).sum())
+    detections = detect_images(run.detector, run.config.data, image[None])
+    boxes, scores, classes = (detections[key][0].numpy() for key in ("boxes", "scores", "classes"))
+    count = int((scores >= MIN_SCORE).sum())  # best first
     if not count:
         raise UserError(
             f"{name}: nothing is detected there with a score of {MIN_SCORE} or more; give another"
         )
     if object_number is not None and not 1 <= object_number <= count:
         raise UserError(f"{name}: expected an object from 1 to {count}, got {object_number}")
-    shown = detections.boxes[:count], detections.classes[:count]
-    both = [object_samplings(run, image, *shown, zoom=z) for z in (1.0, zoom)]
+    both = [object_samplings(run, image, boxes[:count], classes[:count], z) for z in (1.0, zoom)]
     chosen = _chosen(*both) if object_number is None else object_number - 1
     samplings = [found[chosen] for found in both]
+    label, score = run.categories[classes[chosen]]["name"], float(scores[chosen])
     report = {
         "image": name,
         "object": {
             "number": chosen + 1,
-            "name": detections.names[chosen],
-            "score": float(detections.scores[chosen]),
-            "box_xyxy": detections.boxes[chosen].astype(float).tolist(),
+            "name": label,
+            "score": score,
+            "box_xyxy": boxes[chosen].astype(float).tolist(),
         },
         "samplings": [asdict(sampling) for sampling in samplings],
     }
     write_json(out_dir / "offsets.json", report)
-    write_png(out_dir / "offsets.png", plot_offsets(image, detections, chosen, samplings))
+    title = f"{label} {score:.2f}"
+    write_png(out_dir / "offsets.png", plot_offsets(image, boxes[chosen], title, samplings))
     return report
 
 
@@ -273,14 +275,14 @@ def _chosen(first, second):
 
 
 def plot_offsets(
-    image: np.ndarray, detections: Detections, chosen: int, samplings: list[Sampling]
+    image: np.ndarray, box: np.ndarray, title: str, samplings: list[Sampling]
 ) -> Figure:
     """The image with the object, and for each task and size the taps around it.
 
     Args:
         image: `[H, W, 3]` uint8.
-        detections: of the image.
-        chosen: index of the object among them.
+        box: `[4]` xyxy of the object in pixels of the image.
+        title: over the image.
         samplings: of the object, in each size.
     """
     figure_module = import_package("matplotlib.figure", "matplotlib", "the figure of the offsets")
@@ -288,9 +290,8 @@ def plot_offsets(
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.1))
     axis = left.subplots()
     axis.imshow(image)
-    box = detections.boxes[chosen]
     _draw_box(axis, box)
-    axis.set_title(f"{detections.names[chosen]} {detections.scores[chosen]:.2f}", fontsize=11)
+    axis.set_title(title, fontsize=11)
     axis.set(xticks=[], yticks=[])
 
     points = np.array([p for s in samplings for p in (s.plain, *s.sampled.values())])
