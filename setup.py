@@ -38,7 +38,7 @@ setup(
             "demo_model/*",
             "demo_model/checkpoints/*.npz",
         ],
-        "sepc_tf.configs": ["*.yaml", "_base_/*.yaml"],
+        "sepc_tf.configs": ["*.yaml", "_base_/*.yaml", "experiments/*.yaml"],
     },
     entry_points={"console_scripts": ["sepc-tf = sepc_tf.cli:main"]},
     python_requires=">=3.11,<3.14",

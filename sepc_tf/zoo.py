@@ -93,7 +93,7 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
         else:
             check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
         if issubclass(cls, RPN):
-            of_towers = ("variant", "num_convs", "normalization", "shared")
+            of_towers = ("variant", "num_convs", "normalization", "shared", "scale_kernel_size")
             check_unused(config.head, of_towers, "detector.head.", f"type: {config.type}")
             reason = f"type: {config.type} (but options.test_proposals.nms_pre has)"
             check_unused(config, ("nms_pre",), "detector.", reason)
@@ -242,6 +242,7 @@ def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers
         filters=config.filters,
         num_convs=config.num_convs,
         shared=config.shared,
+        scale_kernel_size=config.scale_kernel_size,
         extra_padding="valid" if convention == "mmdet1" else "same",
         name="towers",
         **options,
@@ -267,7 +268,7 @@ def _check_head(config):
     reason = f"variant: {config.variant}"
     norms = (None, *NORMALIZATIONS)
     if config.variant not in SEPC_VARIANTS:
-        check_unused(config, ("shared",), "detector.head.", reason)
+        check_unused(config, ("shared", "scale_kernel_size"), "detector.head.", reason)
         norms = (None, "group")
     if config.normalization not in norms:
         allowed = ", ".join("null" if norm is None else norm for norm in norms)

@@ -313,6 +313,10 @@ def test_keras_cv_backbones_heed_frozen_stages_and_norm_or_say_why_not(tmp_path)
             "integrated",
         ),
         ({"head": HeadConfig(variant="dcn", shared=False)}, "head.shared: False has no effect"),
+        (
+            {"head": HeadConfig(variant="baseline", scale_kernel_size=1)},
+            "head.scale_kernel_size: 1 has no effect",
+        ),
         ({"type": "faster_rcnn", "nms_pre": 9}, "nms_pre: 9 has no effect on type: faster_rcnn"),
         (
             {"type": "faster_rcnn", "head": HeadConfig(variant="pconv")},

@@ -6,10 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from sepc_tf.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,6 +108,13 @@ def png_bytes(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
+
+
+def write_png(path: str | Path, figure: Figure) -> None:
+    """Writes a figure; raises `OutputError` where that is not possible."""
+    contents = png_bytes(figure)
+    with replacing(path, needed=len(contents)) as file:
+        file.write(contents)
 
 
 def jpeg_bytes(picture: np.ndarray) -> bytes:

@@ -1,7 +1,8 @@
 """The console command `sepc-tf`, also `python -m sepc_tf`: one file per subcommand.
 
 A subcommand is a module with `add_arguments(parser)` and `run(arguments)`; its docstring is its
-help. What takes long to import is imported in `run`.
+help. What takes long to import is imported in `run`. Commands of two words, as `analyze levels`,
+are those that the module of the first word lists as `SUBCOMMANDS`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import shlex
 import sys
 
@@ -62,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     modules = {name: importlib.import_module(_module_name(name)) for name in COMMANDS}
     name, rest = _command(arguments, modules)
     module = modules[name]
+    if rest and rest[0] in getattr(module, "SUBCOMMANDS", ()):
+        name, rest = f"{name} {rest[0]}", rest[1:]
+        module = importlib.import_module(_module_name(name))
     parser = argparse.ArgumentParser(
         prog=f"sepc-tf {name}",
         description=module.__doc__,
@@ -72,12 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--verbose", action="store_true", help="TensorFlow's own messages, and errors' tracebacks"
     )
     parsed = parser.parse_intermixed_args(rest)
-    parsed.command_line = shlex.join(["sepc-tf", name, *rest])
+    parsed.command_line = shlex.join(["sepc-tf", *arguments])
     return _run(module.run, parsed)
 
 
 def _module_name(command):
-    return f"{__name__}.{command.replace('-', '_')}"
+    return f"{__name__}.{re.sub('[- ]', '_', command)}"
 
 
 def _command(arguments, modules):

@@ -4,9 +4,17 @@
 
 Takes the detections that `sepc-tf evaluate` left if they are those of the checkpoint, and evaluates
 otherwise. Needs hotcoco: pip install "sepc-tf[analysis]".
+
+Looks inside a detector instead, one figure and JSON each (`--help` after any of them):
+
+  sepc-tf analyze levels --run-dir runs/demo             correlation of the pyramid's levels
+  sepc-tf analyze offsets --model demo --image FILE      where SEPC's convolutions read
+  sepc-tf analyze scale-invariance                       PConv on a Gaussian pyramid
 """
 
 from pathlib import Path
+
+SUBCOMMANDS = ("levels", "offsets", "scale-invariance")
 
 
 def add_arguments(parser):

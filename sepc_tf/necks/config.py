@@ -21,3 +21,5 @@ class HeadConfig:
         None, choices=(None, "integrated", "single", "independent", "group")
     )
     shared: bool = True  # false: one PConv stack per task
+    # 1: a level of a PConv does not see its neighbours (N in the paper)
+    scale_kernel_size: int = setting(3, choices=(1, 3))

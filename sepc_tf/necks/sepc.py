@@ -34,6 +34,7 @@ class SEPC(keras.layers.Layer):
         extra_padding: of the two extra convolutions. "same", or "valid" as in the authors' code:
             the output maps are then 2 pixels smaller in height and width.
         shared: False gives each task its own stack of PConv modules.
+        scale_kernel_size: 3, or 1 for PConv modules that see one level at a time (N in the paper).
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps, finest first.
@@ -58,6 +59,7 @@ class SEPC(keras.layers.Layer):
         normalization="integrated",
         extra_padding="same",
         shared=True,
+        scale_kernel_size=3,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,10 +70,12 @@ class SEPC(keras.layers.Layer):
         self.normalization = normalization
         self.extra_padding = extra_padding
         self.shared = shared
+        self.scale_kernel_size = scale_kernel_size
         # One flat list: Keras 2 does not save layers in nested ones.
         self.pconvs = [
             PConv(
                 filters,
+                scale_kernel_size=scale_kernel_size,
                 deformable=deformable,
                 normalization=normalization,
                 dtype=self.dtype_policy,
@@ -129,6 +133,11 @@ class SEPC(keras.layers.Layer):
         return [self.pconvs[: self.num_convs], self.pconvs[self.num_convs :]]
 
     def call(self, pyramid, training=None):
+        cls, box = self.stacked(pyramid, training)
+        return self._extra(cls, 0, training), self._extra(box, 1, training)
+
+    def stacked(self, pyramid, training=None):
+        """What the two extra convolutions get: a pyramid for each task, the same if shared."""
         if self.extra_padding == "valid":
             pyramid = [*pyramid[:-1], self._checked(pyramid[-1])]
         stacked = []
@@ -137,9 +146,7 @@ class SEPC(keras.layers.Layer):
             for pconv in stack:
                 features = pconv(features, training=training)
             stacked.append(features)
-        cls = self._extra(stacked[0], 0, training)
-        box = self._extra(stacked[-1], 1, training)
-        return cls, box
+        return stacked[0], stacked[-1]
 
     def _checked(self, coarsest):
         """The coarsest map, if the unpadded extra convolutions fit on it."""
@@ -182,4 +189,5 @@ class SEPC(keras.layers.Layer):
             "normalization": self.normalization,
             "extra_padding": self.extra_padding,
             "shared": self.shared,
+            "scale_kernel_size": self.scale_kernel_size,
         }

@@ -63,6 +63,26 @@ def test_own_stacks_for_each_task():
     np.testing.assert_array_equal(same_box[0], box[0])
 
 
+def test_with_a_scale_kernel_of_one_every_level_is_a_plain_convolution():
+    neck = SEPC(4, num_convs=1, normalization=None, scale_kernel_size=1)
+    levels = pyramid()
+    neck.build([x.shape for x in levels])
+    randomise(neck)
+    assert {"pconv_0/same/kernel", "pconv_0/same/bias", "cls_conv/kernel"} < set(
+        named_variables(neck)
+    )
+    assert not [name for name in named_variables(neck) if "coarser" in name or "finer" in name]
+    cls, _ = neck(levels)
+    expected = levels
+    for conv in (neck.pconvs[0].same, neck.extra_convs[0]):
+        expected = [
+            tf.nn.relu(tf.nn.conv2d(x, conv.kernel, 1, "SAME") + conv.bias) for x in expected
+        ]
+    for got, y in zip(cls, expected):
+        np.testing.assert_allclose(got, y, atol=1e-5)
+    assert SEPC.from_config(neck.get_config()).pconvs[0].scale_kernel_size == 1
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_extra_padding(padding):
     cls, box = SEPC(4, num_convs=1, extra_padding=padding)(pyramid())
