@@ -93,7 +93,7 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
         else:
             check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
         if issubclass(cls, RPN):
-            of_towers = ("variant", "num_convs", "normalization", "shared")
+            of_towers = ("variant", "num_convs", "normalization", "kernel_stddev", "shared")
             check_unused(config.head, of_towers, "detector.head.", f"type: {config.type}")
             reason = f"type: {config.type} (but options.test_proposals.nms_pre has)"
             check_unused(config, ("nms_pre",), "detector.", reason)
@@ -234,6 +234,7 @@ def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers
             filters=config.filters,
             deformable=config.variant == "dcn",
             norm=config.normalization,
+            kernel_stddev=config.kernel_stddev,
             name="towers",
         )
     options = {"normalization": config.normalization} if config.normalization else {}
@@ -242,6 +243,7 @@ def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers
         filters=config.filters,
         num_convs=config.num_convs,
         shared=config.shared,
+        kernel_stddev=config.kernel_stddev,
         extra_padding="valid" if convention == "mmdet1" else "same",
         name="towers",
         **options,

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from sepc_tf.layers.kernel_initializer import kernel_initializer
 from sepc_tf.layers.pconv import PConv
 from sepc_tf.layers.pyramid_normalization import make_normalization
 from sepc_tf.layers.scale_equalizing_conv import ScaleEqualizingConv
@@ -34,6 +35,7 @@ class SEPC(keras.layers.Layer):
         extra_padding: of the two extra convolutions. "same", or "valid" as in the authors' code:
             the output maps are then 2 pixels smaller in height and width.
         shared: False gives each task its own stack of PConv modules.
+        kernel_stddev: standard deviation of the initial kernels; None for `PConv`'s rule.
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps, finest first.
@@ -58,6 +60,7 @@ class SEPC(keras.layers.Layer):
         normalization="integrated",
         extra_padding="same",
         shared=True,
+        kernel_stddev=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,12 +71,14 @@ class SEPC(keras.layers.Layer):
         self.normalization = normalization
         self.extra_padding = extra_padding
         self.shared = shared
+        self.kernel_stddev = kernel_stddev
         # One flat list: Keras 2 does not save layers in nested ones.
         self.pconvs = [
             PConv(
                 filters,
                 deformable=deformable,
                 normalization=normalization,
+                kernel_stddev=kernel_stddev,
                 dtype=self.dtype_policy,
                 name=f"{prefix}pconv_{i}",
             )
@@ -87,6 +92,7 @@ class SEPC(keras.layers.Layer):
                     filters,
                     padding=extra_padding,
                     deformable=extra_deformable,
+                    kernel_initializer=kernel_initializer(kernel_stddev, normalization),
                     dtype=self.dtype_policy,
                     name=f"{task}_conv",
                 )
@@ -182,4 +188,5 @@ class SEPC(keras.layers.Layer):
             "normalization": self.normalization,
             "extra_padding": self.extra_padding,
             "shared": self.shared,
+            "kernel_stddev": self.kernel_stddev,
         }
