@@ -40,8 +40,8 @@ from sepc_tf.zoo import build_detector
 log = logging.getLogger(__name__)
 
 # A run may continue with other values of these: none changes what an earlier step did. The data
-# may lie elsewhere (`check_run_data` makes sure that it is the same), and a pretrained backbone is
-# only read before the first step.
+# may lie elsewhere (`check_run_data` makes sure that it is the same), and what the weights start
+# from is only read before the first step.
 FREE_TO_CHANGE = (
     "train.epochs",
     "train.evaluate_every",
@@ -54,6 +54,7 @@ FREE_TO_CHANGE = (
     "data.val.annotations",
     "data.val.images",
     "detector.backbone.weights",
+    "detector.head.kernel_stddev",
     "evaluation.iou_thresholds",
 )
 

@@ -93,7 +93,8 @@ def check_detector(config: DetectorConfig, source: Any = "config") -> DetectorCo
         else:
             check_unused(config, ("soft_nms_sigma",), "detector.", f"nms: {config.nms}")
         if issubclass(cls, RPN):
-            of_towers = ("variant", "num_convs", "normalization", "shared", "scale_kernel_size")
+            of_towers = ("variant", "num_convs", "normalization", "kernel_stddev", "shared")
+            of_towers += ("scale_kernel_size",)
             check_unused(config.head, of_towers, "detector.head.", f"type: {config.type}")
             reason = f"type: {config.type} (but options.test_proposals.nms_pre has)"
             check_unused(config, ("nms_pre",), "detector.", reason)
@@ -234,6 +235,7 @@ def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers
             filters=config.filters,
             deformable=config.variant == "dcn",
             norm=config.normalization,
+            kernel_stddev=config.kernel_stddev,
             name="towers",
         )
     options = {"normalization": config.normalization} if config.normalization else {}
@@ -243,6 +245,7 @@ def build_towers(config: HeadConfig, convention: str = "modern") -> keras.layers
         num_convs=config.num_convs,
         shared=config.shared,
         scale_kernel_size=config.scale_kernel_size,
+        kernel_stddev=config.kernel_stddev,
         extra_padding="valid" if convention == "mmdet1" else "same",
         name="towers",
         **options,

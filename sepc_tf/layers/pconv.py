@@ -5,6 +5,7 @@ import itertools
 import keras
 import tensorflow as tf
 
+from sepc_tf.layers.kernel_initializer import kernel_initializer
 from sepc_tf.layers.pyramid_normalization import make_normalization
 from sepc_tf.layers.scale_equalizing_conv import ScaleEqualizingConv
 from sepc_tf.ops.resize import resize_bilinear_align_corners
@@ -30,6 +31,10 @@ class PConv(keras.layers.Layer):
         normalization: "integrated", "single", "independent" or None; applied to the summed terms.
         momentum, epsilon: of the normalisation.
         activation: applied last; None for none.
+        kernel_stddev: standard deviation of the initial kernels. None: N(0, 0.01) before a norm;
+            without one what keeps the features' mean square, see `kernel_initializer`. Of the two
+            or three terms of a level two are counted: most pixels are at the finest level, which
+            has two, and up-sampling takes some of the third one's variance away.
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps, finest first; any number of levels and any sizes,
@@ -59,6 +64,7 @@ class PConv(keras.layers.Layer):
         momentum=0.9,
         epsilon=1e-5,
         activation="relu",
+        kernel_stddev=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -71,17 +77,29 @@ class PConv(keras.layers.Layer):
         self.momentum = momentum
         self.epsilon = epsilon
         self.activation = keras.activations.get(activation)
-        options = {"deformable": deformable, "dtype": self.dtype_policy}
-        self.same = ScaleEqualizingConv(filters, name="same", **options)
+        self.kernel_stddev = kernel_stddev
+        self.same = self._conv("same")
         if scale_kernel_size == 3:
-            self.coarser = ScaleEqualizingConv(filters, name="coarser", **options)
-            self.finer = ScaleEqualizingConv(filters, strides=2, name="finer", **options)
+            self.coarser = self._conv("coarser")
+            self.finer = self._conv("finer", strides=2)
         self.norm = make_normalization(
             normalization,
             momentum=momentum,
             epsilon=epsilon,
             dtype=self.dtype_policy,
             name="norm",
+        )
+
+    def _conv(self, name, strides=1):
+        terms = 2 if self.scale_kernel_size == 3 else 1
+        return ScaleEqualizingConv(
+            self.filters,
+            strides=strides,
+            deformable=self.deformable,
+            # One each: an initializer of Keras 3 gives the same numbers again.
+            kernel_initializer=kernel_initializer(self.kernel_stddev, self.normalization, terms),
+            dtype=self.dtype_policy,
+            name=name,
         )
 
     def build(self, pyramid_shape):
@@ -125,6 +143,7 @@ class PConv(keras.layers.Layer):
             "momentum": self.momentum,
             "epsilon": self.epsilon,
             "activation": keras.activations.serialize(self.activation),
+            "kernel_stddev": self.kernel_stddev,
         }
 
 

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from sepc_tf.layers.kernel_initializer import PAPER_STDDEV
 from sepc_tf.layers.symmetric_conv2d import SymmetricConv2D
 from sepc_tf.ops.conv2d import conv2d, conv2d_output_shape
 from sepc_tf.ops.deform_conv2d import deform_conv2d
@@ -28,6 +29,7 @@ class ScaleEqualizingConv(keras.layers.Layer):
             shrink by `kernel_size - 1` (as the extra convolutions of the authors' code do).
         deformable: False makes it a plain shared convolution, without offset variables.
         use_bias: whether a bias is added.
+        kernel_initializer: of the kernel; N(0, 0.01) by default.
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps, finest first; any number of levels.
@@ -50,6 +52,7 @@ class ScaleEqualizingConv(keras.layers.Layer):
         padding="same",
         deformable=True,
         use_bias=True,
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -61,6 +64,9 @@ class ScaleEqualizingConv(keras.layers.Layer):
         self.padding = padding
         self.deformable = deformable
         self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.RandomNormal(stddev=PAPER_STDDEV)
+        )
         self._pixels = (kernel_size - 1) // 2 if padding == "same" else 0
         if deformable:
             self.offset = SymmetricConv2D(
@@ -78,7 +84,7 @@ class ScaleEqualizingConv(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.kernel_size, self.kernel_size, channels, self.filters),
-            initializer=keras.initializers.RandomNormal(stddev=0.01),
+            initializer=self.kernel_initializer,
             trainable=True,
         )
         if self.use_bias:
@@ -121,4 +127,5 @@ class ScaleEqualizingConv(keras.layers.Layer):
             "padding": self.padding,
             "deformable": self.deformable,
             "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

@@ -20,6 +20,9 @@ class HeadConfig:
     normalization: str | None = setting(
         None, choices=(None, "integrated", "single", "independent", "group")
     )
+    # standard deviation of the initial kernels; null: 0.01 before a norm, without one what keeps
+    # the variance of the features at this width
+    kernel_stddev: float | None = setting(None, above=0)
     shared: bool = True  # false: one PConv stack per task
     # 1: a level of a PConv does not see its neighbours (N in the paper)
     scale_kernel_size: int = setting(3, choices=(1, 3))

@@ -19,6 +19,8 @@ class PConvNeckOptions:
     num_convs: int = setting(4, at_least=1)
     deformable: bool = False  # scale-equalising
     normalization: str | None = setting(None, choices=(None, "integrated", "single", "independent"))
+    # of the initial kernels; null: 0.01 before a norm, without one what keeps the variance
+    kernel_stddev: float | None = setting(None, above=0)
 
 
 @keras.saving.register_keras_serializable(package="sepc_tf")
@@ -32,6 +34,7 @@ class PConvNeck(keras.layers.Layer):
         num_convs: number of modules.
         deformable: whether they are scale-equalising.
         normalization: "integrated", "single", "independent" or None, in every module.
+        kernel_stddev: standard deviation of the initial kernels; None for `PConv`'s rule.
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps, finest first.
@@ -54,6 +57,7 @@ class PConvNeck(keras.layers.Layer):
         num_convs: int = 4,
         deformable: bool = False,
         normalization: str | None = None,
+        kernel_stddev: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -61,11 +65,13 @@ class PConvNeck(keras.layers.Layer):
         self.num_convs = num_convs
         self.deformable = deformable
         self.normalization = normalization
+        self.kernel_stddev = kernel_stddev
         self.pconvs = [
             PConv(
                 filters,
                 deformable=deformable,
                 normalization=normalization,
+                kernel_stddev=kernel_stddev,
                 dtype=self.dtype_policy,
                 name=f"pconv_{i}",
             )
@@ -94,4 +100,5 @@ class PConvNeck(keras.layers.Layer):
             "num_convs": self.num_convs,
             "deformable": self.deformable,
             "normalization": self.normalization,
+            "kernel_stddev": self.kernel_stddev,
         }

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from sepc_tf.layers.kernel_initializer import kernel_initializer
 from sepc_tf.layers.pconv import PConv
 from sepc_tf.layers.pyramid_normalization import make_normalization
 from sepc_tf.layers.scale_equalizing_conv import ScaleEqualizingConv
@@ -35,6 +36,7 @@ class SEPC(keras.layers.Layer):
             the output maps are then 2 pixels smaller in height and width.
         shared: False gives each task its own stack of PConv modules.
         scale_kernel_size: 3, or 1 for PConv modules that see one level at a time (N in the paper).
+        kernel_stddev: standard deviation of the initial kernels; None for `PConv`'s rule.
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps, finest first.
@@ -60,6 +62,7 @@ class SEPC(keras.layers.Layer):
         extra_padding="same",
         shared=True,
         scale_kernel_size=3,
+        kernel_stddev=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -71,6 +74,7 @@ class SEPC(keras.layers.Layer):
         self.extra_padding = extra_padding
         self.shared = shared
         self.scale_kernel_size = scale_kernel_size
+        self.kernel_stddev = kernel_stddev
         # One flat list: Keras 2 does not save layers in nested ones.
         self.pconvs = [
             PConv(
@@ -78,6 +82,7 @@ class SEPC(keras.layers.Layer):
                 scale_kernel_size=scale_kernel_size,
                 deformable=deformable,
                 normalization=normalization,
+                kernel_stddev=kernel_stddev,
                 dtype=self.dtype_policy,
                 name=f"{prefix}pconv_{i}",
             )
@@ -91,6 +96,7 @@ class SEPC(keras.layers.Layer):
                     filters,
                     padding=extra_padding,
                     deformable=extra_deformable,
+                    kernel_initializer=kernel_initializer(kernel_stddev, normalization),
                     dtype=self.dtype_policy,
                     name=f"{task}_conv",
                 )
@@ -190,4 +196,5 @@ class SEPC(keras.layers.Layer):
             "extra_padding": self.extra_padding,
             "shared": self.shared,
             "scale_kernel_size": self.scale_kernel_size,
+            "kernel_stddev": self.kernel_stddev,
         }

@@ -4,6 +4,7 @@ import keras
 
 from sepc_tf.layers.deform_conv import DeformConv2D
 from sepc_tf.layers.group_normalization import GroupNormalization
+from sepc_tf.layers.kernel_initializer import kernel_initializer
 from sepc_tf.layers.symmetric_conv2d import SymmetricConv2D
 
 
@@ -22,6 +23,8 @@ class ConvTowers(keras.layers.Layer):
         deformable: whether they are deformable (DCNv1, offsets start at zero).
         norm: "group" for a `GroupNormalization` between each convolution, which then has no bias,
             and its ReLU (FCOS, RepPoints); None for none.
+        kernel_stddev: standard deviation of the initial kernels; None: N(0, 0.01) before a norm,
+            without one what keeps the features' mean square, see `kernel_initializer`.
 
     Call arguments:
         pyramid: list of `[N, H_l, W_l, C]` maps.
@@ -40,7 +43,15 @@ class ConvTowers(keras.layers.Layer):
     head).
     """
 
-    def __init__(self, filters=256, num_convs=4, deformable=False, norm=None, **kwargs):
+    def __init__(
+        self,
+        filters=256,
+        num_convs=4,
+        deformable=False,
+        norm=None,
+        kernel_stddev=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if norm not in (None, "group"):
             raise ValueError(f'norm must be None or "group", got {norm!r}')
@@ -48,6 +59,7 @@ class ConvTowers(keras.layers.Layer):
         self.num_convs = num_convs
         self.deformable = deformable
         self.norm = norm
+        self.kernel_stddev = kernel_stddev
         self.cls_convs = [self._conv(f"cls_conv_{i}") for i in range(num_convs)]
         self.box_convs = [self._conv(f"box_conv_{i}") for i in range(num_convs)]
         norms = range(num_convs if norm else 0)
@@ -60,7 +72,7 @@ class ConvTowers(keras.layers.Layer):
             3,
             padding=1,
             use_bias=self.norm is None,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            kernel_initializer=kernel_initializer(self.kernel_stddev, self.norm),
             dtype=self.dtype_policy,
             name=name,
         )
@@ -103,4 +115,5 @@ class ConvTowers(keras.layers.Layer):
             "num_convs": self.num_convs,
             "deformable": self.deformable,
             "norm": self.norm,
+            "kernel_stddev": self.kernel_stddev,
         }
