@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -49,6 +50,7 @@ def writing(path: str | Path, needed: int | None = None) -> Iterator[None]:
             raise
         full = isinstance(error, tensorflow.errors.ResourceExhaustedError)
         reason = (error.message or type(error).__name__).splitlines()[0]
+        reason = re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]$", "", reason)  # which operation it was
         raise OutputError(_message(path, errno.ENOSPC if full else None, reason, needed)) from error
 
 

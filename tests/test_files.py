@@ -60,6 +60,7 @@ def test_a_full_disk_is_told_with_what_is_needed_and_what_is_free(tmp_path):
     [
         (tf.errors.ResourceExhaustedError(None, None, "no room left"), "no room left .*free some"),
         (tf.errors.PermissionDeniedError(None, None, "not yours\nmore"), "not yours$"),
+        (tf.errors.UnknownError(None, None, "{{node a b}} x; broken [Op:SaveV2]"), "x; broken$"),
     ],
 )
 def test_the_errors_of_tensorflow_become_the_same(tmp_path, error, expected):

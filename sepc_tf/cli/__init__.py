@@ -132,13 +132,23 @@ def _exit_status(function, arguments):
     except (UserError, OSError) as error:
         if arguments.verbose:
             raise
-        return _say(f"error: {error}", 2)
+        return _say(f"error: {_message(error)}", 2)
     except Exception as error:
         # Raised inside tf.data, which wraps it.
         _, found, message = str(error).partition("UnreadableImageError: ")
         if arguments.verbose or not found:
             raise
         return _say(f"error: {message.splitlines()[0]}", 2)
+
+
+def _message(error):
+    """The text of an error; where the operating system refused a file, which and what to do."""
+    if isinstance(error, UserError) or not error.filename:
+        return str(error)
+    advice = ""
+    if isinstance(error, PermissionError):
+        advice = "; change its permissions, or run as a user who may read it"
+    return f"{error.filename}: {error.strerror}{advice}"
 
 
 def _say(message, status):

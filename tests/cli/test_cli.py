@@ -306,7 +306,11 @@ def test_overrides_may_stand_anywhere(command, tmp_path):
         (KeyboardInterrupt(), 130, "interrupted; start again"),
         (Terminated("SIGTERM: saved step 3"), 143, "SIGTERM: saved step 3"),
         (FileExistsError("x exists"), 2, "error: x exists"),
-        (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: 'x'"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            2,
+            "error: x: Permission denied; change its",
+        ),
         (UnreadableImageError("cat.jpg is cut off"), 2, "error: cat.jpg is cut off"),
         # As TensorFlow's data pipeline wraps it.
         (RuntimeError("op: UnreadableImageError: a.jpg is empty\n at 0x1"), 2, "a.jpg is empty\n"),
