@@ -23,6 +23,7 @@ def test_other_pyramids_do_not(kind):
     assert min(relative_changes(kind)) > 0.1
 
 
+@pytest.mark.same_on_both_stacks
 def test_the_command_draws_it(tmp_path, capsys):
     assert cli.main(["analyze", "scale-invariance", "--out", str(tmp_path)]) == 0
     assert "gaussian: change of the response 0.00" in capsys.readouterr().out
