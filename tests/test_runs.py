@@ -106,6 +106,7 @@ def test_where_data_lies_may_change_what_is_trained_may_not(data, tmp_path):
         tiny_config(
             "elsewhere", "data.train.images=a", "data.val.annotations=b", "train.log_every=1",
             "detector.backbone.weights=c.npz",
+            "detector.head.kernel_stddev=0.01",
         ),
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"data\.flip_probability: 0\.0 -> 0\.5"):

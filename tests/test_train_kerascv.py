@@ -66,7 +66,7 @@ def test_boxes_come_back_in_pixels_of_the_original_images(script, data):
     _, results = script.evaluate(model, script.load_split(settings.data, "val"), settings)
     best = [result for result in results if result["score"] > 0.5]
     assert {result["category_id"] for result in best} == {4}
-    # The network sees images of 256 px at 64 px: the 32 px anchor of ratio 0.5 is 181 px wide there.
+    # Images of 256 px are seen at 64 px: the 32 px anchor of ratio 0.5 is 181 px wide in them.
     sizes = np.array([result["bbox"][2:] for result in best])
     assert np.abs(sizes - [4 * 32 * 2**0.5, 4 * 32 * 0.5**0.5]).max(axis=1).min() < 1e-3
 
