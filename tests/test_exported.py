@@ -84,7 +84,9 @@ def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"a\.onnx\.json cannot be read"):
         ExportedModel(tmp_path)
     describe(tmp_path / "a.onnx", dataclasses.replace(DESCRIPTION, format="coreml"))
-    with pytest.raises(ModelError, match="format: expected one of litert, onnx, got 'coreml'"):
+    with pytest.raises(
+        ModelError, match="format: expected one of litert, onnx, openvino, got 'coreml'"
+    ):
         ExportedModel(tmp_path)
 
 
@@ -95,7 +97,7 @@ def describe(file, description, **more):
 
 def test_a_model_and_its_description_belong_together(tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setitem(RUNTIMES, "onnx", lambda file: loaded.append(file.read_text()))
+    monkeypatch.setitem(RUNTIMES, "onnx", lambda file, precision: loaded.append(file.read_text()))
     file, text = tmp_path / "a.onnx", tmp_path / "a.onnx.json"
     file.write_text("weights")
     describe(file, DESCRIPTION)
@@ -127,7 +129,7 @@ def test_while_a_model_is_replaced_each_of_both_has_its_description(tmp_path):
 
 
 def test_what_a_runtime_raises_is_one_message(tmp_path, monkeypatch):
-    def fail(file):
+    def fail(file, precision):
         raise RuntimeError("no such operation\nat line 7")
 
     monkeypatch.setitem(RUNTIMES, "onnx", fail)
