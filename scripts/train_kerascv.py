@@ -143,7 +143,7 @@ def build(config, num_classes, filters):
         bounding_box_format="xyxy",
         sizes=[float(anchors.octave_base * stride) for stride in STRIDES],
         scales=[2 ** (i / anchors.scales_per_octave) for i in octave],
-        aspect_ratios=[float(ratio) for ratio in anchors.ratios],
+        aspect_ratios=[1 / ratio for ratio in anchors.ratios],  # KerasCV's are width / height
         strides=list(STRIDES),
         clip_boxes=True,
     )
