@@ -4,7 +4,7 @@ from sepc_tf.benchmark.assignment import assignment_markdown, label_assignment
 from sepc_tf.benchmark.deformable import MAPS, deform_conv, markdown
 from sepc_tf.benchmark.input import input_markdown, input_speed
 from sepc_tf.benchmark.pooling import roi_align, roi_align_markdown
-from sepc_tf.benchmark.training_step import training_step, training_step_markdown
+from sepc_tf.benchmark.steps import training_step, training_step_markdown
 
 __all__ = [
     "MAPS",
