@@ -2,6 +2,7 @@
 
 from sepc_tf.benchmark.assignment import assignment_markdown, label_assignment
 from sepc_tf.benchmark.deformable import MAPS, deform_conv, markdown
+from sepc_tf.benchmark.detector import detector_markdown, detector_speed, table_1
 from sepc_tf.benchmark.input import input_markdown, input_speed
 from sepc_tf.benchmark.pooling import roi_align, roi_align_markdown
 
@@ -9,10 +10,13 @@ __all__ = [
     "MAPS",
     "assignment_markdown",
     "deform_conv",
+    "detector_markdown",
+    "detector_speed",
     "input_markdown",
     "input_speed",
     "label_assignment",
     "markdown",
     "roi_align",
     "roi_align_markdown",
+    "table_1",
 ]

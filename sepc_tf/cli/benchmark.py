@@ -1,26 +1,40 @@
-"""Measures speed and memory: deformable convolution, label assignment, training input, RoIAlign.
+"""Measures speed and memory: of operations, of training input, of whole detectors.
 
 sepc-tf benchmark deform-conv --json deform_conv.json
 sepc-tf benchmark label-assignment
 sepc-tf benchmark input --data data/coco/annotations/instances_val2017.json data/coco/val2017
 sepc-tf benchmark roi-align
+sepc-tf benchmark detector --config retinanet_r50_baseline_1x retinanet_r50_sepc_lite_1x
+sepc-tf benchmark detector --table --image-size 320x416 --batch 2 --warmup 2 --repeats 10
 """
 
 from pathlib import Path
 
-from sepc_tf.cli.numbers import whole_number
+from sepc_tf.cli.numbers import height_width, whole_number
 from sepc_tf.errors import UserError
 from sepc_tf.files import check_writable, write_json
 
-OF_INPUT = ("data", "images", "workers")
+# What is measured -> which options it has besides --repeats and --json.
+OPTIONS = {
+    "deform-conv": ("batch", "map", "times_only"),
+    "label-assignment": ("objects",),
+    "input": ("data", "images", "workers"),
+    "roi-align": (),
+    "detector": ("config", "table", "batch", "warmup", "image_size", "overrides"),
+}
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=["deform-conv", "label-assignment", "input", "roi-align"])
-    parser.add_argument("--repeats", type=whole_number(1), default=15)
+    parser.add_argument("what", choices=[*OPTIONS])
+    parser.add_argument(
+        "--repeats", type=whole_number(1), help="default 15, of detector 200 as in the paper"
+    )
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument(
-        "--batch", type=whole_number(1), nargs="+", help="of deform-conv; default 1 4"
+        "--batch",
+        type=whole_number(1),
+        nargs="+",
+        help="of deform-conv, default 1 4; of detector, default 8",
     )
     parser.add_argument(
         "--map", nargs="+", help="of deform-conv: P4, P5, P6, P7 or 'P3, stride 2'; default all"
@@ -43,52 +57,119 @@ def add_arguments(parser):
     parser.add_argument(
         "--workers", type=whole_number(1), help="of input: images at a time; default all cores"
     )
+    parser.add_argument(
+        "--config", nargs="+", help="of detector: configs; times are compared with the first's"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="of detector: every row of the paper's Table 1"
+    )
+    parser.add_argument(
+        "--warmup", type=whole_number(1), help="of detector: calls before the timing; default 100"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=height_width,
+        metavar="HxW",
+        help="of detector: sides that images are resized to at most (default: the config's)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of detector: settings of all configs"
+    )
 
 
 def run(arguments):
     import tensorflow as tf
 
-    from sepc_tf import benchmark
-
+    allowed = OPTIONS[arguments.what]
+    for name in {name for names in OPTIONS.values() for name in names}.difference(allowed):
+        if getattr(arguments, name):
+            option = arguments.overrides[0] if name == "overrides" else f"--{_dashed(name)}"
+            raise UserError(f"{option} does not apply to benchmark {arguments.what}; leave it out")
     if arguments.json:
         check_writable(arguments.json.parent)
     tf.get_logger().setLevel("ERROR")  # it warns of one traced function per form, which is meant
-    if arguments.what == "deform-conv":
-        _refuse(arguments, "objects", *OF_INPUT)
-        report = benchmark.deform_conv(
-            tuple(arguments.batch or (1, 4)),
-            [case for case in benchmark.MAPS if not arguments.map or case[0] in arguments.map],
-            arguments.repeats,
-            memory=not arguments.times_only,
-            neck=not arguments.times_only,
-        )
-        print(benchmark.markdown(report))
-    elif arguments.what == "input":
-        _refuse(arguments, "batch", "map", "times_only", "objects")
-        if not arguments.data:
-            raise UserError("benchmark input needs --data JSON FOLDER, a COCO file and its images")
-        options = {"num_images": arguments.images, "num_parallel": arguments.workers}
-        report = benchmark.input_speed(
-            *arguments.data,
-            rounds=arguments.repeats,
-            **{name: value for name, value in options.items() if value},
-        )
-        print(benchmark.input_markdown(report))
-    elif arguments.what == "roi-align":
-        _refuse(arguments, "batch", "map", "times_only", "objects", *OF_INPUT)
-        report = benchmark.roi_align(arguments.repeats)
-        print(benchmark.roi_align_markdown(report))
-    else:
-        _refuse(arguments, "batch", "map", "times_only", *OF_INPUT)
-        objects = tuple(arguments.objects or (8, 32, 128, 256, 512))
-        report = benchmark.label_assignment(objects, repeats=arguments.repeats)
-        print(benchmark.assignment_markdown(report))
+    report, table = MEASUREMENTS[arguments.what](arguments)
+    print(table)
     if arguments.json:
         write_json(arguments.json, report, indent=1)
 
 
-def _refuse(arguments, *names):
-    for name in names:
-        if getattr(arguments, name):
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} does not apply to benchmark {arguments.what}; leave it out")
+def _dashed(name):
+    return name.replace("_", "-")
+
+
+def _deform_conv(arguments):
+    from sepc_tf import benchmark
+
+    report = benchmark.deform_conv(
+        tuple(arguments.batch or (1, 4)),
+        [case for case in benchmark.MAPS if not arguments.map or case[0] in arguments.map],
+        **_given(repeats=arguments.repeats),
+        memory=not arguments.times_only,
+        neck=not arguments.times_only,
+    )
+    return report, benchmark.markdown(report)
+
+
+def _label_assignment(arguments):
+    from sepc_tf import benchmark
+
+    counts = arguments.objects and tuple(arguments.objects)
+    report = benchmark.label_assignment(**_given(counts=counts, repeats=arguments.repeats))
+    return report, benchmark.assignment_markdown(report)
+
+
+def _input(arguments):
+    from sepc_tf import benchmark
+
+    if not arguments.data:
+        raise UserError("benchmark input needs --data JSON FOLDER, a COCO file and its images")
+    options = _given(num_images=arguments.images, num_parallel=arguments.workers)
+    report = benchmark.input_speed(*arguments.data, rounds=arguments.repeats or 15, **options)
+    return report, benchmark.input_markdown(report)
+
+
+def _roi_align(arguments):
+    from sepc_tf import benchmark
+
+    report = benchmark.roi_align(**_given(repeats=arguments.repeats))
+    return report, benchmark.roi_align_markdown(report)
+
+
+def _detector(arguments):
+    from sepc_tf import benchmark
+    from sepc_tf.config import load_config
+
+    if bool(arguments.config) == arguments.table:
+        raise UserError("benchmark detector needs --config NAME..., or --table")
+    overrides = [*arguments.overrides]
+    if arguments.image_size:
+        short, long = sorted(arguments.image_size)
+        overrides += [f"data.test_short_side={short}", f"data.long_side={long}"]
+    names = benchmark.table_1() if arguments.table else [arguments.config]
+    groups = [{name: load_config(name, overrides) for name in group} for group in names]
+    batch = _single("batch", arguments.batch)
+    options = _given(batch=batch, warmup=arguments.warmup, repeats=arguments.repeats)
+    report = benchmark.detector_speed(groups, **options)
+    return report, benchmark.detector_markdown(report)
+
+
+# Each returns the numbers and a text.
+MEASUREMENTS = {
+    "deform-conv": _deform_conv,
+    "label-assignment": _label_assignment,
+    "input": _input,
+    "roi-align": _roi_align,
+    "detector": _detector,
+}
+
+
+def _single(name, values):
+    if values and len(values) > 1:
+        raise UserError(f"--{name}: expected one number, got {' '.join(map(str, values))}")
+    return values and values[0]
+
+
+def _given(**options):
+    """Those that are set; the rest have their defaults."""
+    return {name: value for name, value in options.items() if value}

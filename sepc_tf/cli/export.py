@@ -5,9 +5,9 @@ sepc-tf export --run-dir runs/demo --format onnx --out demo.onnx
 sepc-tf export --run-dir runs/demo --format litert --precision float16 --out demo.tflite
 """
 
-import argparse
-import re
 from pathlib import Path
+
+from sepc_tf.cli.numbers import height_width
 
 
 def add_arguments(parser):
@@ -22,7 +22,7 @@ def add_arguments(parser):
     parser.add_argument("--precision", default="float32", choices=("float32", "float16", "int8"))
     parser.add_argument(
         "--image-size",
-        type=_size,
+        type=height_width,
         metavar="HxW",
         help="input of a format with a fixed one, pixels (default: what holds the validation "
         "images)",
@@ -39,11 +39,3 @@ def run(arguments):
     path = export(run, arguments.out, *options)
     name = "SavedModel" if arguments.format == "saved_model" else arguments.format
     print(f"{name}: {path}")
-
-
-def _size(text):
-    """Height and width, as `type` of `add_argument`."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH as 480x640, got {text!r}")
-    return int(found[1]), int(found[2])
