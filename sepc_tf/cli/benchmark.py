@@ -6,8 +6,10 @@ sepc-tf benchmark input --data data/coco/annotations/instances_val2017.json data
 sepc-tf benchmark roi-align
 sepc-tf benchmark detector --config retinanet_r50_baseline_1x retinanet_r50_sepc_lite_1x
 sepc-tf benchmark detector --table --image-size 320x416 --batch 2 --warmup 2 --repeats 10
+sepc-tf benchmark export --run-dir runs/demo --formats saved_model onnx litert
 """
 
+import tempfile
 from pathlib import Path
 
 from sepc_tf.cli.numbers import height_width, whole_number
@@ -21,6 +23,16 @@ OPTIONS = {
     "input": ("data", "images", "workers"),
     "roi-align": (),
     "detector": ("config", "table", "batch", "warmup", "image_size", "overrides"),
+    "export": (
+        "run_dir",
+        "formats",
+        "precisions",
+        "images",
+        "times_only",
+        "image_size",
+        "picture",
+        "overrides",
+    ),
 }
 
 
@@ -40,7 +52,7 @@ def add_arguments(parser):
         "--map", nargs="+", help="of deform-conv: P4, P5, P6, P7 or 'P3, stride 2'; default all"
     )
     parser.add_argument(
-        "--times-only", action="store_true", help="of deform-conv: no memory, no whole neck"
+        "--times-only", action="store_true", help="of deform-conv and export: no memory, no AP"
     )
     parser.add_argument(
         "--objects",
@@ -52,7 +64,7 @@ def add_arguments(parser):
         "--data", nargs=2, metavar=("JSON", "FOLDER"), help="of input: COCO annotations, JPEG files"
     )
     parser.add_argument(
-        "--images", type=whole_number(1), help="of input: images a round; default 256"
+        "--images", type=whole_number(1), help="images of a round; default 256, of export 8"
     )
     parser.add_argument(
         "--workers", type=whole_number(1), help="of input: images at a time; default all cores"
@@ -70,10 +82,17 @@ def add_arguments(parser):
         "--image-size",
         type=height_width,
         metavar="HxW",
-        help="of detector: sides that images are resized to at most (default: the config's)",
+        help="of detector: sides that images are resized to at most (default: the config's); of "
+        "export: as of sepc-tf export",
     )
+    parser.add_argument("--run-dir", type=Path, help="of export: what is exported")
+    parser.add_argument("--formats", nargs="+", help="of export: as of sepc-tf export; default all")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of detector: settings of all configs"
+        "--precisions", nargs="+", help="of export: those that a format has of these; default all"
+    )
+    parser.add_argument("--picture", type=Path, help="of export: draw AP over time, FILE.png")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of detector, export: settings"
     )
 
 
@@ -142,16 +161,56 @@ def _detector(arguments):
 
     if bool(arguments.config) == arguments.table:
         raise UserError("benchmark detector needs --config NAME..., or --table")
+    batch = _single("batch", arguments.batch)
     overrides = [*arguments.overrides]
     if arguments.image_size:
         short, long = sorted(arguments.image_size)
         overrides += [f"data.test_short_side={short}", f"data.long_side={long}"]
     names = benchmark.table_1() if arguments.table else [arguments.config]
     groups = [{name: load_config(name, overrides) for name in group} for group in names]
-    batch = _single("batch", arguments.batch)
     options = _given(batch=batch, warmup=arguments.warmup, repeats=arguments.repeats)
     report = benchmark.detector_speed(groups, **options)
     return report, benchmark.detector_markdown(report)
+
+
+def _export(arguments):
+    from sepc_tf import benchmark
+    from sepc_tf.data.sources import load_split
+    from sepc_tf.export import FORMATS, export, precisions
+    from sepc_tf.runs import load_run
+
+    if not arguments.run_dir:
+        raise UserError("benchmark export needs --run-dir DIR")
+    if arguments.picture and arguments.times_only:
+        raise UserError("--picture shows AP, which --times-only leaves out")
+    if arguments.picture:
+        check_writable(arguments.picture.parent)
+    wanted = [
+        (format, precision)
+        for format in arguments.formats or FORMATS
+        for precision in precisions(format)
+        if precision in (arguments.precisions or [precision])
+    ]
+    if not wanted:
+        raise UserError(
+            f"--precisions: no format has {' or '.join(arguments.precisions)}; expected float32, "
+            "float16 or int8"
+        )
+    run = load_run(arguments.run_dir, "best", arguments.overrides)
+    dataset = load_split(run.config.data, "val")
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for format, precision in wanted:
+            size = None if format == "saved_model" else arguments.image_size
+            place = Path(folder) / f"{format}_{precision}"
+            files.append((format, precision, export(run, place, format, precision, size)))
+        options = _given(num_images=arguments.images, repeats=arguments.repeats)
+        report = benchmark.exported_speed(
+            files, dataset, evaluate=not arguments.times_only, **options
+        )
+    if arguments.picture:
+        benchmark.draw_exported(report, arguments.picture)
+    return report, benchmark.exported_markdown(report)
 
 
 # Each returns the numbers and a text.
@@ -161,6 +220,7 @@ MEASUREMENTS = {
     "input": _input,
     "roi-align": _roi_align,
     "detector": _detector,
+    "export": _export,
 }
 
 
