@@ -6,6 +6,7 @@ from sepc_tf.benchmark.detector import detector_markdown, detector_speed, table_
 from sepc_tf.benchmark.exported import draw_exported, exported_markdown, exported_speed
 from sepc_tf.benchmark.input import input_markdown, input_speed
 from sepc_tf.benchmark.pooling import roi_align, roi_align_markdown
+from sepc_tf.benchmark.training import training_markdown, training_speed
 
 __all__ = [
     "MAPS",
@@ -23,4 +24,6 @@ __all__ = [
     "roi_align",
     "roi_align_markdown",
     "table_1",
+    "training_markdown",
+    "training_speed",
 ]

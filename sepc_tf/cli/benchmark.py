@@ -7,6 +7,7 @@ sepc-tf benchmark roi-align
 sepc-tf benchmark detector --config retinanet_r50_baseline_1x retinanet_r50_sepc_lite_1x
 sepc-tf benchmark detector --table --image-size 320x416 --batch 2 --warmup 2 --repeats 10
 sepc-tf benchmark export --run-dir runs/demo --formats saved_model onnx litert
+sepc-tf benchmark training --config demo_baseline demo_sepc_lite --batch 8 --image-size 288x288
 """
 
 import tempfile
@@ -33,6 +34,7 @@ OPTIONS = {
         "picture",
         "overrides",
     ),
+    "training": ("config", "kerascv", "batch", "image_size", "times_only", "overrides"),
 }
 
 
@@ -46,14 +48,12 @@ def add_arguments(parser):
         "--batch",
         type=whole_number(1),
         nargs="+",
-        help="of deform-conv, default 1 4; of detector, default 8",
+        help="of deform-conv, default 1 4; of detector, default 8; of training, default 4",
     )
     parser.add_argument(
         "--map", nargs="+", help="of deform-conv: P4, P5, P6, P7 or 'P3, stride 2'; default all"
     )
-    parser.add_argument(
-        "--times-only", action="store_true", help="of deform-conv and export: no memory, no AP"
-    )
+    parser.add_argument("--times-only", action="store_true", help="no memory, no AP, no profile")
     parser.add_argument(
         "--objects",
         type=whole_number(1),
@@ -70,7 +70,7 @@ def add_arguments(parser):
         "--workers", type=whole_number(1), help="of input: images at a time; default all cores"
     )
     parser.add_argument(
-        "--config", nargs="+", help="of detector: configs; times are compared with the first's"
+        "--config", nargs="+", help="of detector, training: times are compared with the first's"
     )
     parser.add_argument(
         "--table", action="store_true", help="of detector: every row of the paper's Table 1"
@@ -83,7 +83,7 @@ def add_arguments(parser):
         type=height_width,
         metavar="HxW",
         help="of detector: sides that images are resized to at most (default: the config's); of "
-        "export: as of sepc-tf export",
+        "export: as of sepc-tf export; of training: padded images, default 256x320",
     )
     parser.add_argument("--run-dir", type=Path, help="of export: what is exported")
     parser.add_argument("--formats", nargs="+", help="of export: as of sepc-tf export; default all")
@@ -92,7 +92,10 @@ def add_arguments(parser):
     )
     parser.add_argument("--picture", type=Path, help="of export: draw AP over time, FILE.png")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of detector, export: settings"
+        "overrides", nargs="*", metavar="key=value", help="of detector, export, training: settings"
+    )
+    parser.add_argument(
+        "--kerascv", action="store_true", help="of training: a stock RetinaNet as the first row"
     )
 
 
@@ -213,6 +216,26 @@ def _export(arguments):
     return report, benchmark.exported_markdown(report)
 
 
+def _training(arguments):
+    from sepc_tf import benchmark
+    from sepc_tf.config import load_config
+
+    if not arguments.config:
+        raise UserError("benchmark training needs --config NAME...")
+    options = _given(
+        batch=_single("batch", arguments.batch),
+        image_size=arguments.image_size,
+        repeats=arguments.repeats,
+    )
+    report = benchmark.training_speed(
+        {name: load_config(name, arguments.overrides) for name in arguments.config},
+        keras_cv=arguments.kerascv,
+        profile=not arguments.times_only,
+        **options,
+    )
+    return report, benchmark.training_markdown(report)
+
+
 # Each returns the numbers and a text.
 MEASUREMENTS = {
     "deform-conv": _deform_conv,
@@ -221,6 +244,7 @@ MEASUREMENTS = {
     "roi-align": _roi_align,
     "detector": _detector,
     "export": _export,
+    "training": _training,
 }
 
 
