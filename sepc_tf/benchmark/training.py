@@ -1,4 +1,4 @@
-"""Measures the training step: its time, beside stock KerasCV's, and what takes it."""
+"""Measures the training step: its time, and what takes it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from sepc_tf.benchmark.measure import environment, environment_line, interleaved
-from sepc_tf.compat import import_keras_cv
 from sepc_tf.config import Config
 from sepc_tf.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 from sepc_tf.progress import track
@@ -22,7 +20,6 @@ from sepc_tf.zoo import build_detector
 
 NUM_CLASSES = 80
 NUM_BOXES = 8  # of an image
-STOCK = "KerasCV's RetinaNet"
 SHOWN = 12  # kinds of operations
 
 
@@ -31,7 +28,6 @@ def training_speed(
     batch: int = 4,
     image_size: tuple[int, int] = (256, 320),
     repeats: int = 15,
-    keras_cv: bool = False,
     profile: bool = True,
 ) -> dict:
     """Time of a training step of detectors that take turns.
@@ -44,8 +40,6 @@ def training_speed(
         batch: images in a step.
         image_size: of the padded images, multiples of 32.
         repeats: steps of each that are timed, after two.
-        keras_cv: whether the first row is a stock `keras_cv.models.RetinaNet` with ResNet-18, its
-            own losses and SGD. It has three convolutions in each tower.
         profile: whether one more step of each is traced by TensorFlow's profiler.
 
     Returns:
@@ -63,9 +57,7 @@ def training_speed(
     report = {"environment": environment(), "batch": batch, "image_size": list(image_size)}
     report |= {"repeats": repeats, "rows": []}
     images, boxes, labels = _problem(batch, image_size)
-    steps = {STOCK: _stock_step(images, boxes, labels)} if keras_cv else {}
-    for name, config in configs.items():
-        steps[name] = _step(config, images, boxes, labels)
+    steps = {name: _step(c, images, boxes, labels) for name, c in configs.items()}
     seconds = interleaved(steps, repeats)
     first = next(iter(steps))
     for name, step in track(list(steps.items()), description="profiling"):
@@ -111,28 +103,6 @@ def _step(config, images, boxes, labels):
         "pixel_std": np.tile(np.float32([IMAGENET_STD]), (count, 1)),
     }
     return _repeated(detector, batch)
-
-
-def _stock_step(images, boxes, labels):
-    keras_cv = import_keras_cv()
-    # ResNet-18 by its arguments: the class of that name would download a preset.
-    backbone = keras_cv.models.ResNetBackbone(
-        stackwise_filters=[64, 128, 256, 512],
-        stackwise_blocks=[2, 2, 2, 2],
-        stackwise_strides=[1, 2, 2, 2],
-        include_rescaling=True,
-        input_shape=images.shape[1:],
-        block_type="basic_block",
-    )
-    model = keras_cv.models.RetinaNet(backbone, NUM_CLASSES, "xyxy")
-    model.compile(
-        optimizer=keras.optimizers.SGD(1e-4, momentum=0.9),
-        box_loss="smoothl1",
-        classification_loss="focal",
-        jit_compile=False,
-    )
-    labels = {"boxes": boxes, "classes": labels.astype(np.float32)}
-    return _repeated(model, (images.astype(np.float32), labels))
 
 
 def _repeated(model, batch):

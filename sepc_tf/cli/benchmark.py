@@ -34,7 +34,7 @@ OPTIONS = {
         "picture",
         "overrides",
     ),
-    "training": ("config", "kerascv", "batch", "image_size", "times_only", "overrides"),
+    "training": ("config", "batch", "image_size", "times_only", "overrides"),
 }
 
 
@@ -93,9 +93,6 @@ def add_arguments(parser):
     parser.add_argument("--picture", type=Path, help="of export: draw AP over time, FILE.png")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of detector, export, training: settings"
-    )
-    parser.add_argument(
-        "--kerascv", action="store_true", help="of training: a stock RetinaNet as the first row"
     )
 
 
@@ -229,7 +226,6 @@ def _training(arguments):
     )
     report = benchmark.training_speed(
         {name: load_config(name, arguments.overrides) for name in arguments.config},
-        keras_cv=arguments.kerascv,
         profile=not arguments.times_only,
         **options,
     )
