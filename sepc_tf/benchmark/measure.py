@@ -35,11 +35,13 @@ def environment_line(environment: dict[str, Any]) -> str:
     )
 
 
-def interleaved(forms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """Name -> array of `repeats` times in seconds; round by round, after two calls of each."""
+def interleaved(
+    forms: dict[str, Callable[[], Any]], repeats: int, warmup: int = 2
+) -> dict[str, np.ndarray]:
+    """Name -> array of `repeats` times in seconds; round by round, after `warmup` calls of each."""
     for run in forms.values():
-        run()
-        run()
+        for _ in range(warmup):
+            run()
     times = {name: np.empty(repeats) for name in forms}
     for i in range(repeats):
         for name, run in forms.items():

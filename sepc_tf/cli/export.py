@@ -6,9 +6,9 @@ sepc-tf export --run-dir runs/demo --format litert --precision float16 --out dem
 sepc-tf export --run-dir runs/demo --format openvino --out demo.xml
 """
 
-import argparse
-import re
 from pathlib import Path
+
+from sepc_tf.cli.numbers import height_width
 
 
 def add_arguments(parser):
@@ -25,7 +25,7 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--image-size",
-        type=_size,
+        type=height_width,
         metavar="HxW",
         help="input of a format with a fixed one, pixels (default: what holds the validation "
         "images)",
@@ -42,11 +42,3 @@ def run(arguments):
     path = export(run, arguments.out, *options)
     name = "SavedModel" if arguments.format == "saved_model" else arguments.format
     print(f"{name}: {path}")
-
-
-def _size(text):
-    """Height and width, as `type` of `add_argument`."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH as 480x640, got {text!r}")
-    return int(found[1]), int(found[2])

@@ -4,10 +4,9 @@ sepc-tf flops --config retinanet_r50_sepc_1x --size 800x1280
 sepc-tf flops --table
 """
 
-import argparse
 from pathlib import Path
 
-from sepc_tf.cli.numbers import whole_number
+from sepc_tf.cli.numbers import height_width, whole_number
 
 
 def add_arguments(parser):
@@ -16,7 +15,7 @@ def add_arguments(parser):
     what.add_argument(
         "--table", action="store_true", help="every row of the paper's Tables 1, 2 and 4"
     )
-    parser.add_argument("--size", type=_size, default=(800, 1280), metavar="HEIGHTxWIDTH")
+    parser.add_argument("--size", type=height_width, default=(800, 1280), metavar="HEIGHTxWIDTH")
     parser.add_argument(
         "--classes", type=whole_number(1), default=80, help="number of classes (default 80)"
     )
@@ -39,10 +38,3 @@ def run(arguments):
     config = load_config(arguments.config, arguments.overrides)
     detector = build_detector(config.detector, arguments.classes)
     print(flops.format_costs(flops.count_detector(detector, *arguments.size)))
-
-
-def _size(text):
-    height, separator, width = text.partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, as 800x1280; got {text!r}")
-    return int(height), int(width)

@@ -1,8 +1,9 @@
-"""Numbers on the command line, within their limits."""
+"""Numbers and sizes on the command line, within their limits."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 
@@ -35,3 +36,16 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number within 0..1, got {text!r}")
     return value
+
+
+def height_width(text: str) -> tuple[int, int]:
+    """Height and width in pixels, as `type` of `add_argument`.
+
+    Example:
+        >>> height_width("480x640")
+        (480, 640)
+    """
+    found = re.fullmatch(r"0*([1-9]\d*)x0*([1-9]\d*)", text, re.ASCII)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH as 480x640, got {text!r}")
+    return int(found[1]), int(found[2])

@@ -69,8 +69,7 @@ def export(
         >>> serve(images=tf.zeros([1, 480, 640, 3], tf.uint8))["boxes"].shape
         TensorShape([1, 100, 4])
     """
-    if format not in FORMATS:
-        raise UserError(f"format: expected one of {FORMATS}, got {format!r}")
+    known = precisions(format)
     if format == "saved_model":
         if precision != "float32" or image_size is not None:
             raise UserError(
@@ -79,10 +78,8 @@ def export(
             )
         return export_saved_model(run, path)
     writer = importlib.import_module(f"{__name__}.{format}")
-    if precision not in writer.PRECISIONS:
-        raise UserError(
-            f"precision: format {format} has {', '.join(writer.PRECISIONS)}; got {precision!r}"
-        )
+    if precision not in known:
+        raise UserError(f"precision: format {format} has {', '.join(known)}; got {precision!r}")
     size = _checked_size(run, image_size)
     file = Path(path)
     if file.suffix != SUFFIXES[format]:
@@ -104,6 +101,23 @@ def export(
                 os.replace(part, file.parent / part.name)
         _describe(file, now, folder)
     return Path(path)
+
+
+def precisions(format: str) -> tuple[str, ...]:
+    """What a format can store numbers as.
+
+    Raises:
+        UserError: an unknown format.
+
+    Example:
+        >>> precisions("saved_model")
+        ('float32',)
+    """
+    if format not in FORMATS:
+        raise UserError(f"format: expected one of {FORMATS}, got {format!r}")
+    if format == "saved_model":
+        return ("float32",)
+    return importlib.import_module(f"{__name__}.{format}").PRECISIONS
 
 
 def _describe(file, content, folder):
