@@ -159,7 +159,10 @@ def operation_times(run: Callable[[], Any]) -> dict[str, float]:
         run on (not over those that they use in turn), the longest first.
 
     Example:
-        >>> "MatMul" in operation_times(lambda: tf.matmul(tf.ones([9, 9]), tf.ones([9, 9])))
+        >>> square = tf.function(lambda x: tf.matmul(x, x))
+        >>> square(tf.ones([99, 99])).shape
+        TensorShape([99, 99])
+        >>> "MatMul" in operation_times(lambda: square(tf.ones([99, 99])))
         True
     """
     from tensorflow.tsl.profiler.protobuf import xplane_pb2

@@ -8,7 +8,6 @@ from sepc_tf.benchmark import training_markdown, training_speed
 from sepc_tf.benchmark.training import NUM_BOXES, operation_times, problem
 from sepc_tf.ops.bitmaps import read_bitmaps
 
-
 pytestmark = pytest.mark.same_on_both_stacks
 
 
