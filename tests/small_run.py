@@ -1,9 +1,11 @@
 """Small detectors of every kind, with weights that tell images and boxes apart."""
 
+import importlib.util
 from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 
 from sepc_tf.checkpoints import named_variables
 from sepc_tf.config import BackboneConfig, Config, DataConfig, DetectorConfig, HeadConfig
@@ -17,7 +19,15 @@ STATISTICS = {
     "moving_mean": (-0.3, 0.3),
     "moving_variance": (0.5, 2.0),
 }
+# Format of an export -> the package that runs it.
+PACKAGES = {"litert": "ai_edge_litert", "onnx": "onnxruntime", "openvino": "openvino"}
 CATEGORIES = [{"id": 10 * i, "name": name} for i, name in enumerate("abc")]
+
+
+def need(format):
+    """Skips the test where nothing runs the format."""
+    if format in PACKAGES and importlib.util.find_spec(PACKAGES[format]) is None:
+        pytest.skip(f"{PACKAGES[format]} is not installed (the extra {format})")
 
 
 def small_config(detector_type="retinanet", variant="baseline", backbone=None, **options):

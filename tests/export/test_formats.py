@@ -1,12 +1,11 @@
 """Every format against the detector itself, each run by its own runtime."""
 
-import importlib.util
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_run import SIZE, image, small_config, small_run
+from small_run import SIZE, image, need, small_config, small_run
 
 from sepc_tf.detectors import FasterRCNN
 from sepc_tf.errors import MissingPackageError, ModelError, UserError
@@ -16,7 +15,6 @@ from sepc_tf.predict import Predictor
 
 pytestmark = pytest.mark.same_on_both_stacks
 
-PACKAGES = {"litert": "ai_edge_litert", "onnx": "onnxruntime", "openvino": "openvino"}
 DETECTORS = [
     ("retinanet", "baseline", "modern"),
     ("retinanet", "sepc", "modern"),
@@ -25,11 +23,6 @@ DETECTORS = [
     ("fcos", "baseline", "mmdet1"),
     ("reppoints", "sepc_lite", "modern"),
 ]
-
-
-def need(format):
-    if importlib.util.find_spec(PACKAGES[format]) is None:
-        pytest.skip(f"{PACKAGES[format]} is not installed (the extra {format})")
 
 
 @pytest.fixture(scope="module", params=DETECTORS, ids="-".join)

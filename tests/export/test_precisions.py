@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_run import SIZE, small_run
-from test_formats import need
+from small_run import SIZE, need, small_run
 
 from sepc_tf.data.demo import make_demo_dataset
 from sepc_tf.export import export
@@ -22,7 +21,7 @@ def test_float16_is_the_detector_with_rounded_weights(tmp_path):
     run = small_run("retinanet", "baseline")
     file = model_file(export(run, tmp_path / "model", "litert", "float16", SIZE))
     images = np.random.default_rng(0).normal(0, 1, (1, *SIZE, 3)).astype(np.float32)
-    boxes, scores = RUNTIMES["litert"](file)(images, np.int32([SIZE]))
+    boxes, scores = RUNTIMES["litert"](file, "float16")(images, np.int32([SIZE]))
     module = candidates(run.detector, SIZE)
     for layer in module.detector._flatten_layers():
         for name in ("kernel", "bias"):
