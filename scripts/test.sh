@@ -12,6 +12,4 @@ fi
 use_stack "$stack"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-# One more than cores: tests that start commands wait for them. At most 4, of up to 5 GB each.
-workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
-exec "$PYTHON" -m pytest --numprocesses $((workers < 4 ? workers : 4)) --dist worksteal "$@"
+exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"
