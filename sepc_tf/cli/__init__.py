@@ -17,7 +17,7 @@ import sys
 
 import sepc_tf
 from sepc_tf.allocator import keep_freed_memory
-from sepc_tf.cli.quiet import quiet_tensorflow
+from sepc_tf.cli.quiet import KNOWN_RECORDS, quiet_tensorflow
 from sepc_tf.errors import Terminated, UserError
 from sepc_tf.progress import shown
 
@@ -165,3 +165,8 @@ class _StandardOutput(logging.StreamHandler):
     @property
     def stream(self):
         return sys.stdout
+
+    def filter(self, record):
+        asked_for = os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1")
+        known = KNOWN_RECORDS.match(record.getMessage())
+        return super().filter(record) and (asked_for or not known)

@@ -91,7 +91,10 @@ def add_arguments(parser):
     parser.add_argument("--run-dir", type=Path, help="of export: what is exported")
     parser.add_argument("--formats", nargs="+", help="of export: as of sepc-tf export; default all")
     parser.add_argument(
-        "--precisions", nargs="+", help="of export: those that a format has of these; default all"
+        "--precisions",
+        nargs="+",
+        help="of export: those that a format has of these; default all "
+        "but bfloat16, which not every processor has",
     )
     parser.add_argument("--picture", type=Path, help="of export: draw AP over time, FILE.png")
     parser.add_argument(
@@ -192,12 +195,12 @@ def _export(arguments):
         (format, precision)
         for format in arguments.formats or FORMATS
         for precision in precisions(format)
-        if precision in (arguments.precisions or [precision])
+        if (precision in arguments.precisions if arguments.precisions else precision != "bfloat16")
     ]
     if not wanted:
         raise UserError(
             f"--precisions: no format has {' or '.join(arguments.precisions)}; expected float32, "
-            "float16 or int8"
+            "float16, bfloat16 or int8"
         )
     run = load_run(arguments.run_dir, "best", arguments.overrides)
     dataset = load_split(run.config.data, "val")

@@ -36,8 +36,16 @@ _KNOWN = [
     _record("[WE]") + r"computation placer already registered",
     # TensorFlow 2.15, when it compiles for the CPU.
     _record("E") + r"SetPriority unimplemented for this stream\.",
+    r"INFO: Created TensorFlow Lite XNNPACK delegate for CPU\.",
 ]
 KNOWN = re.compile("|".join(_KNOWN).encode())
+# The same of Python's log: exported models are not trained, and their graphs, of frozen functions,
+# are as their converters want them.
+KNOWN_RECORDS = re.compile(
+    r"Importing a function \(\w+\) with ops with unsaved custom gradients"
+    r"|Please consider providing the trackable_obj argument in the from_concrete_functions"
+    r"|Please consider (?:to run )?pre-processing before quantization"
+)
 
 
 @contextlib.contextmanager

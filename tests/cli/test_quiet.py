@@ -1,11 +1,13 @@
 """TensorFlow's lines about itself are left out, and nothing else is, whatever happens."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
+from sepc_tf.cli import _StandardOutput
 from sepc_tf.cli.quiet import KNOWN
 
 # As TensorFlow 2.21 and 2.15 print them on machines without a GPU.
@@ -22,6 +24,8 @@ to register cuDNN factory: Attempting to register factory for plugin cuDNN when 
 I0000 00:00:1795519929.546118   16812 device_compiler.h:186] Compiled cluster using XLA!
 2026-11-24 11:32:09.551260: E external/local_xla/xla/stream_executor/stream_executor_internal.h:177\
 ] SetPriority unimplemented for this stream.
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
+INFO: Created TensorFlow Lite XNNPACK delegate for CPU.
 """
 WANTED = """\
 W0000 00:00:1795519061.499137   11240 gpu_device.cc:2341] Cannot dlopen some GPU libraries.
@@ -51,6 +55,18 @@ def run(body, **environment):
 def test_known_lines_are_known():
     assert all(KNOWN.match(line.encode()) for line in NOISE.splitlines())
     assert not any(KNOWN.match(line.encode()) for line in WANTED.splitlines())
+
+
+@pytest.mark.parametrize(("level", "shown"), [("2", ["a fault"]), ("0", ["Importing", "a fault"])])
+def test_known_records_of_the_log_are_left_out(monkeypatch, capsys, level, shown):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    logger = logging.Logger("absl")
+    logger.addHandler(_StandardOutput())
+    logger.warning("Importing a function (%s) with ops with unsaved custom gradients. Will", "f_1")
+    logger.warning("a fault")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(shown)
+    assert all(line.startswith(start) for line, start in zip(lines, shown))
 
 
 def test_known_lines_are_left_out_and_others_are_not():
