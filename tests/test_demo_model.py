@@ -1,12 +1,11 @@
 """The detector that comes with the package, and the script that makes it."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from script_modules import load_script
 from tiny_run import tiny_config
 
 import sepc_tf
@@ -18,16 +17,7 @@ from sepc_tf.errors import ConfigError
 from sepc_tf.files import write_json
 from sepc_tf.training.checkpoints import read_checkpoint, write_checkpoint
 
-ROOT = Path(__file__).parents[1]
 FILES = {"checkpoints", "config.yaml", "categories.json", "environment.json", "metrics.json"}
-
-
-def script():
-    path = ROOT / "scripts/make_demo_model.py"
-    spec = importlib.util.spec_from_file_location("make_demo_model", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +42,7 @@ def made(tmp_path_factory):
     card.write_text("# Card\n<!-- numbers -->\nold\n<!-- end of numbers -->\nend\n")
     (folder / "model").mkdir()
     (folder / "model/of_before").touch()
-    script().make_demo_model(run_dir, folder / "model", card)
+    load_script("make_demo_model").make_demo_model(run_dir, folder / "model", card)
     return arrays, folder / "model", card, data
 
 

@@ -1,12 +1,10 @@
 """The script that trains a stock KerasCV RetinaNet as a config of ours says."""
 
-import importlib.util
-from pathlib import Path
-
 import keras_cv
 import numpy as np
 import pytest
 import tensorflow as tf
+from script_modules import load_script
 from tiny_run import tiny_config
 
 from sepc_tf.analysis.detections import run_detections
@@ -18,11 +16,7 @@ from sepc_tf.files import read_json
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[1] / "scripts/train_kerascv.py"
-    spec = importlib.util.spec_from_file_location("train_kerascv", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_kerascv")
 
 
 @pytest.fixture(scope="module")
