@@ -49,7 +49,8 @@ def demo(tmp_path_factory):
 
 @pytest.mark.parametrize("format", ["litert", "onnx"])
 def test_int8_finds_what_float32_finds(demo, format, tmp_path):
-    # Bytes change scores by some hundredths; a sure detection must be there, at its place.
+    # Twice what was measured: scores differ by up to 0.015, by 0.005 on the average. The least
+    # overlap was 0.87. A sure detection must be there, at its place.
     need(format)
     run, images, expected = demo
     predictor = Predictor(ExportedModel(export(run, tmp_path / "model", format, "int8")))
@@ -64,4 +65,4 @@ def test_int8_finds_what_float32_finds(demo, format, tmp_path):
             differences.append(abs(found.scores[best] - truth.scores[row]))
             sure += 1
     assert sure > 8
-    assert max(differences) < 0.15 and 1e-5 < np.mean(differences) < 0.03
+    assert max(differences) < 0.03 and 1e-5 < np.mean(differences) < 0.01
